@@ -1,0 +1,14 @@
+"""Batch normalization for JAX: pure functions, explicit state, exact statistics."""
+
+from jaxbn.backends.dispatch import implementations as implementations
+from jaxbn.core.batch_norm import batch_norm as batch_norm
+from jaxbn.core.moments import merge as merge
+from jaxbn.core.moments import moments as moments
+from jaxbn.core.normalize import batch_norm_inference as batch_norm_inference
+from jaxbn.core.normalize import normalize as normalize
+from jaxbn.core.state import init_state as init_state
+from jaxbn.core.state import update as update
+from jaxbn.core.types import BatchNormState as BatchNormState
+from jaxbn.core.types import Moments as Moments
+
+__version__ = "0.1.0"

@@ -1,0 +1,52 @@
+"""What an implementation provides. A leaf file: every other module may import it.
+
+Notation, for `x` of any rank with feature axes `axes` (sorted, non-negative):
+
+* a *full* array has the shape of `x`; a *vector* has the shape of the feature axes;
+* rows are all positions that are not feature axes, and sums run over rows;
+* `where` is None or a boolean array of the rank of `x` whose sizes are 1 or those of
+  `x`; it selects the values that count;
+* vectors and sums are in the statistics type: float32 for float16, bfloat16 and
+  float32, float64 for float64. Full results have the type of `x`.
+
+A leading batch dimension of `vmap`, or the group dimension of a ghost batch, arrives
+as one more feature axis, so an implementation never sees either.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+
+class Kernels(NamedTuple):
+    """The loops over `x` that an implementation supplies.
+
+    All are local and pure: no mesh axis, no state, no argument check and no derivative
+    rule. Optional operands are None when absent.
+
+    Attributes:
+        moments: (x, shift, count, where, *, axes, floor) -> (center, delta, m2). The
+            mean is center + delta, kept in two parts because for |mean| >> std their
+            sum does not fit the statistics type; m2 is the sum of squared distances to
+            it. `shift` is a guess of the mean that may be far off: the result must
+            not depend on it by more than rounding. `count` is the number of values.
+            `floor` is a variance below which rounding errors do not matter.
+        sums: (a, x, center, multiplier, where, *, axes) -> (multiplier * a, sum of a,
+            sum of a * (x - center)), `where` applying to the two sums. Without
+            `multiplier` the first result is left out. Linear in `a`.
+        expand: (a, multiplier, slope, offset, x, center, where, *, axes,
+            activation=None) -> multiplier * a + where(where, slope * (x - center) +
+            offset, 0). Without `multiplier` it is one; without `a` the term is left
+            out. Linear in (a, slope, offset), and there the transpose of `sums`.
+            `activation` is an elementwise function applied to the result before it is
+            rounded; it comes with neither `multiplier` nor `where`.
+        gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
+            the derivative of `activation` at slope * (x - center) + offset + residual.
+            Linear in `dy`.
+    """
+
+    moments: Callable[..., tuple[Array, Array, Array]]
+    sums: Callable[..., tuple[Array, ...]]
+    expand: Callable[..., Array]
+    gate: Callable[..., Array]

@@ -1,0 +1,181 @@
+"""The four primitives that every stage is written on, and their derivatives.
+
+`sums` and `expand` are linear and each the other's transpose, so a backward pass needs
+no rule of its own: transposing a tangent written with them gives it. `moments` is the
+reduction of the forward pass, `gate` the derivative of an activation. Their meaning is
+given in `jaxbn.backends.contract`; an implementation lowers them and adds no rule.
+
+The derivative of each primitive in its remaining operands is written with the
+primitives themselves and lax, so derivatives of every order exist.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import ad
+
+from jaxbn.backends import dispatch
+from jaxbn.core.kernel import Kernel
+
+moments = Kernel("moments", ("x", "shift", "count", "where"))
+sums = Kernel("sums", ("a", "x", "center", "multiplier", "where"))
+expand = Kernel(
+    "expand", ("a", "multiplier", "slope", "offset", "x", "center", "where")
+)
+gate = Kernel("gate", ("dy", "x", "center", "slope", "offset", "residual"))
+
+
+def _is_zero(tangent) -> bool:
+    return tangent is None or isinstance(tangent, ad.Zero)
+
+
+def _zeros(values):
+    return [ad.Zero(jax.typeof(value)) for value in values]
+
+
+def _total(terms):
+    terms = [term for term in terms if term is not None]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def _scale(full, vector, params):
+    """The full array vector * full, linear in `full`."""
+    zero = jnp.zeros_like(vector)
+    return expand(full, vector, zero, zero, full, zero, None, **params)[0]
+
+
+def _spread(vector, full, params):
+    """The full array vector * full, linear in `vector`."""
+    zero = jnp.zeros_like(vector)
+    return expand(None, None, vector, zero, full, zero, None, **params)[0]
+
+
+def _moments_jvp(primals, tangents, **params):
+    # With mean = center + delta and n = count, over the values that count:
+    #   d mean = sum(dx) / n                 d m2 = 2 sum(dx (x - mean))
+    # `center` may be any constant, so all of the change of the mean is in delta.
+    x, _, count, where = primals
+    dx = tangents[0]
+    center, delta, m2 = moments(*primals, **params)
+    if _is_zero(dx):
+        return [center, delta, m2], _zeros([center, delta, m2])
+    params.pop("floor")
+    total, moment = sums(dx, x, center, None, where, **params)
+    d_m2 = 2 * (moment - delta * total)
+    d_delta = total / jnp.maximum(count, 1)
+    return [center, delta, m2], [*_zeros([center]), d_delta, d_m2]
+
+
+def _sums_jvp(primals, tangents, **params):
+    a, x, center, multiplier, where = primals
+    da, dx, d_center, d_multiplier, _ = tangents
+    out = sums(a, x, center, multiplier, where, **params)
+    terms = [[None] for _ in out]
+    if not _is_zero(da):
+        direct = sums(da, x, center, multiplier, where, **params)
+        terms = [[value] for value in direct]
+    if not _is_zero(dx):
+        zero = jnp.zeros_like(center)
+        terms[-1].append(sums(dx, a, zero, None, where, **params)[-1])
+    if not _is_zero(d_center):
+        terms[-1].append(-out[-2] * d_center)
+    if not _is_zero(d_multiplier):
+        terms[0].append(_spread(d_multiplier, a, params))
+    changes = map(_total, terms)
+    return out, [
+        ad.Zero(jax.typeof(value)) if change is None else change
+        for value, change in zip(out, changes, strict=True)
+    ]
+
+
+def _sums_transpose(cotangents, a, x, center, multiplier, where, **params):
+    assert ad.is_undefined_primal(a)
+    scaled = cotangents[0] if multiplier is not None else None
+    total, moment = map(ad.instantiate_zeros, cotangents[-2:])
+    if _is_zero(scaled):
+        scaled = multiplier = None
+    back = expand(scaled, multiplier, moment, total, x, center, where, **params)
+    return [*back, None, None, None, None]
+
+
+def _expand_jvp(primals, tangents, *, activation=None, **params):
+    if activation is not None:
+        return _activated_jvp(primals, tangents, activation, params)
+    a, multiplier, slope, offset, x, center, where = primals
+    da, d_multiplier, d_slope, d_offset, dx, d_center, _ = tangents
+    out = expand(*primals, **params)
+    terms = []
+    if not all(map(_is_zero, (da, d_slope, d_offset))):
+        da = None if _is_zero(da) else da
+        d_slope, d_offset = map(ad.instantiate_zeros, (d_slope, d_offset))
+        keep = None if da is None else multiplier
+        terms += expand(da, keep, d_slope, d_offset, x, center, where, **params)
+    zero = jnp.zeros_like(center)
+    if not _is_zero(dx):
+        counted = dx if where is None else jnp.where(where, dx, jnp.zeros_like(dx))
+        terms.append(_scale(counted, slope, params))
+    if not _is_zero(d_center):
+        moved = -slope * d_center
+        terms += expand(None, None, zero, moved, x, center, where, **params)
+    if not _is_zero(d_multiplier):
+        terms.append(_spread(d_multiplier, a, params))
+    return out, [_total(terms)] if terms else _zeros(out)
+
+
+def _activated_jvp(primals, tangents, activation, params):
+    # y = activation(z), so dy = activation'(z) dz with dz the tangent of the plain sum.
+    a, _, slope, offset, x, center, _ = primals
+    out = expand(*primals, activation=activation, **params)
+    change = _expand_jvp(primals, tangents, **params)[1]
+    if all(map(_is_zero, change)):
+        return out, change
+    inputs = (x, center, slope, offset, a)
+    return out, gate(*change, *inputs, activation=activation, **params)
+
+
+def _expand_transpose(
+    cotangents, a, multiplier, slope, offset, x, center, where, **params
+):
+    (ct,) = cotangents
+    wants_a = a is not None and ad.is_undefined_primal(a)
+    if not any(ad.is_undefined_primal(v) for v in (slope, offset)):
+        back = ct if multiplier is None else _scale(ct, multiplier, params)
+        return [back, *[None] * 6]
+    keep = multiplier if wants_a else None
+    *scaled, total, moment = sums(ct, x, center, keep, where, **params)
+    back = (scaled[0] if scaled else ct) if wants_a else None
+    d_slope = moment if ad.is_undefined_primal(slope) else None
+    d_offset = total if ad.is_undefined_primal(offset) else None
+    return [back, None, d_slope, d_offset, None, None, None]
+
+
+def _gate_jvp(primals, tangents, *, implementation, **params):
+    dy, *inputs = primals
+    ddy, *d_inputs = tangents
+    out = gate(*primals, implementation=implementation, **params)
+    terms = []
+    if not _is_zero(ddy):
+        terms += gate(ddy, *inputs, implementation=implementation, **params)
+    moving = [i for i, tangent in enumerate(d_inputs) if not _is_zero(tangent)]
+    if moving:
+        plain = dispatch.kernels("xla").gate
+
+        def at(*values):
+            changed = list(inputs)
+            for i, value in zip(moving, values, strict=True):
+                changed[i] = value
+            return plain(dy, *changed, **params)
+
+        points = [inputs[i] for i in moving]
+        terms.append(jax.jvp(at, points, [d_inputs[i] for i in moving])[1])
+    return out, [_total(terms)] if terms else _zeros(out)
+
+
+def _gate_transpose(cotangents, dy, *inputs, **params):
+    assert ad.is_undefined_primal(dy)
+    return [*gate(*cotangents, *inputs, **params), *[None] * len(inputs)]
+
+
+moments.define_derivatives(_moments_jvp)
+sums.define_derivatives(_sums_jvp, _sums_transpose)
+expand.define_derivatives(_expand_jvp, _expand_transpose)
+gate.define_derivatives(_gate_jvp, _gate_transpose)

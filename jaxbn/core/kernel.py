@@ -1,0 +1,130 @@
+"""A kernel of the contract as a JAX primitive: evaluation, types, vmap, lowering.
+
+Derivatives are in `jaxbn.core.calculus`, the loops in `jaxbn.backends`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxbn.backends import dispatch
+
+
+def _function(name: str, present, implementation: str, **params):
+    """The kernel `name` as a function of its present operands."""
+    kernel = getattr(dispatch.kernels(implementation), name)
+
+    def call(*operands):
+        result = kernel(*_spread(operands, present), **params)
+        return list(result) if isinstance(result, tuple) else [result]
+
+    return call
+
+
+def _spread(values, present):
+    """The present values in their places, None in the others."""
+    supply = iter(values)
+    return [next(supply) if p else None for p in present]
+
+
+@functools.lru_cache(maxsize=4096)
+def _result_types(name: str, avals, params):
+    return jax.make_jaxpr(_function(name, **dict(params)))(*avals).out_avals
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(primitive: Primitive, params):
+    return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+
+class Kernel:
+    """A kernel of the contract as a JAX primitive, with None for absent operands."""
+
+    def __init__(self, name: str, operands: tuple[str, ...]):
+        self.name, self.operands = name, operands
+        self.primitive = primitive = Primitive(f"jaxbn_{name}")
+        primitive.multiple_results = True
+        primitive.def_impl(self._impl)
+        primitive.def_abstract_eval(self._abstract_eval)
+        batching.primitive_batchers[primitive] = self._batch
+        mlir.register_lowering(primitive, self._lower)
+
+    def __call__(self, *operands: Array | None, **params: Any) -> list[Array]:
+        present = tuple(operand is not None for operand in operands)
+        given = share_types([o for o in operands if o is not None])
+        return self.primitive.bind(*given, present=present, **params)
+
+    def define_derivatives(self, jvp, transpose=None) -> None:
+        """Registers rules that see None for absent operands, in the order of `operands`.
+
+        `jvp(primals, tangents, **params)` returns outputs and their tangents,
+        `transpose(cotangents, *operands, **params)` one cotangent per operand.
+        """
+
+        def jvp_rule(primals, tangents, *, present, **params):
+            primals, tangents = _spread(primals, present), _spread(tangents, present)
+            return jvp(primals, tangents, **params)
+
+        def transpose_rule(cotangents, *operands, present, **params):
+            if all(isinstance(ct, ad.Zero) for ct in cotangents):
+                return [None] * len(operands)
+            results = transpose(cotangents, *_spread(operands, present), **params)
+            return [r for r, p in zip(results, present, strict=True) if p]
+
+        ad.primitive_jvps[self.primitive] = jvp_rule
+        if transpose is not None:
+            ad.primitive_transposes[self.primitive] = transpose_rule
+
+    def _impl(self, *operands, **params):
+        return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
+
+    def _abstract_eval(self, *avals, **params):
+        return _result_types(self.name, avals, tuple(sorted(params.items())))
+
+    def _lower(self, ctx, *operands, **params):
+        call = _function(self.name, **params)
+        return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
+
+    def _batch(self, operands, dims, *, present, axes, **params):
+        names = [n for n, p in zip(self.operands, present, strict=True) if p]
+        size = next(
+            operand.shape[dim]
+            for operand, dim in zip(operands, dims, strict=True)
+            if dim is not None
+        )
+
+        def lead(name, operand, dim):
+            if dim is not None:
+                return jnp.moveaxis(operand, dim, 0)
+            width = 1 if name == "where" else size
+            return jnp.broadcast_to(operand[None], (width, *operand.shape))
+
+        operands = map(lead, names, operands, dims)
+        axes = (0, *(axis + 1 for axis in axes))
+        results = self.primitive.bind(*operands, present=present, axes=axes, **params)
+        return results, [0] * len(results)
+
+
+def share_types(operands: list[Array]) -> list[Array]:
+    """Casts all operands to vary over the union of the mesh axes any of them varies over.
+
+    Without it a replicated `scale` inside `shard_map` meets a varying `x` in one
+    primitive, and its gradient is not summed over the devices.
+    """
+    varying = frozenset().union(*map(varying_axes, operands))
+
+    def cast(operand):
+        missing = tuple(sorted(varying - varying_axes(operand)))
+        return lax.pcast(operand, missing, to="varying") if missing else operand
+
+    return [cast(operand) for operand in operands] if varying else operands
+
+
+def varying_axes(operand: Array) -> frozenset[str]:
+    """The manual mesh axes over which `operand` may differ between devices."""
+    return frozenset(jax.typeof(operand).manual_axis_type.varying)

@@ -1,0 +1,241 @@
+"""Count, mean and spread of a batch: of this device, then of all that share it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.backends import dispatch
+from jaxbn.core import calculus, checks, sync
+from jaxbn.core.types import AxisGroups, AxisName, Moments
+
+# The same bound as for a pass over memory: beyond it, sum again about the mean found.
+_ACCEPTED_SQUARED_DISTANCE = 16.0
+
+
+class Centered(NamedTuple):
+    """Moments whose mean is kept as center + delta.
+
+    For |mean| >> std the sum does not fit float32; the two parts do. All derivatives
+    are in `delta`, so `center` may be any constant.
+
+    Attributes:
+        count: number of values; a Python int where it is known without looking.
+        center: the shape of the feature axes, in the statistics type.
+        delta: same.
+        m2: sum of squared distances to the mean, same shape, real.
+    """
+
+    count: int | Array
+    center: Array
+    delta: Array
+    m2: Array
+
+
+def moments(
+    x: Array,
+    *,
+    axis: int | Sequence[int] = -1,
+    where: Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_groups: AxisGroups | None = None,
+    shift: Array | None = None,
+    implementation: str | None = None,
+) -> Moments:
+    """Count, mean and sum of squared distances of each channel of `x`.
+
+    For every channel c, over all positions i that are not on a feature axis and where
+    `where` is true,
+
+        count_c = sum_i 1,   mean_c = sum_i x_ic / count_c,
+        m2_c = sum_i |x_ic - mean_c|^2,
+
+    summed about a center near the mean, so that nothing cancels (Chan, Golub and
+    LeVeque, Algorithms for computing the sample variance, 1983).
+
+    Args:
+        x: a batch of any rank; float16, bfloat16, float32, float64 or complex.
+        axis: the feature axis, or a tuple of them.
+        where: boolean mask that broadcasts to the shape of `x`. Default: all true.
+        axis_name: mesh or vmap axes to share statistics over. Default: none.
+        axis_groups: positions along `axis_name` that share, for example
+            [[0, 1], [2, 3]]. Default: all of them.
+        shift: a guess of the mean, the shape of the feature axes; the same on all
+            members of `axis_name`. A good one saves a pass over `x`, a bad one costs
+            no accuracy. Default: zero.
+        implementation: "xla", or None for the fastest that is right.
+
+    Returns:
+        Moments of the shape of the feature axes, in float32, or float64 for float64
+        `x`. Channels without a value have count, mean and m2 of zero.
+
+    Raises:
+        ValueError: if a shape, `axis`, `axis_name` or `axis_groups` is invalid.
+        TypeError: if `x` is an integer array or `where` is not boolean.
+
+    Example:
+        >>> jaxbn.moments(jnp.array([[1.0], [3.0]])).m2
+        Array([2.], dtype=float32)
+    """
+    x = checks.array(x)
+    axes = checks.feature_axes(x, axis)
+    where = checks.mask(where, x)
+    shift = checks.vector("shift", shift, x, axes)
+    members = group_of(axis_name, axis_groups)
+    name = dispatch.choose(implementation, x)
+    local = local_moments(x, shift, where, axes=axes, implementation=name)
+    batch = shared_moments(local, shift, members)
+    return public(batch)
+
+
+def group_of(axis_name: AxisName | None, axis_groups: AxisGroups | None):
+    """Who shares statistics with this device, or None for nobody."""
+    groups = checks.groups(axis_groups, axis_name)
+    if axis_name is None:
+        return None
+    checks.axis_size(axis_name)
+    name = axis_name if isinstance(axis_name, str) else tuple(axis_name)
+    return sync.Members(name, groups)
+
+
+def public(batch: Centered) -> Moments:
+    """Moments with the mean in one part."""
+    count = jnp.broadcast_to(jnp.asarray(batch.count, batch.m2.dtype), batch.m2.shape)
+    mean = jnp.where(count > 0, batch.center + batch.delta, 0)
+    return Moments(count, mean, batch.m2)
+
+
+def local_moments(
+    x: Array,
+    shift: Array | None,
+    where: Array | None,
+    *,
+    axes: tuple[int, ...],
+    implementation: str,
+    floor: float = 0.0,
+) -> Centered:
+    """The moments of the values on this device."""
+    if jnp.iscomplexobj(x):
+        guesses = (None, None) if shift is None else (shift.real, shift.imag)
+        params = {"axes": axes, "implementation": implementation, "floor": floor}
+        real, imag = (
+            local_moments(part, guess, where, **params)
+            for part, guess in zip((x.real, x.imag), guesses, strict=True)
+        )
+        center = lax.complex(real.center, imag.center)
+        delta = lax.complex(real.delta, imag.delta)
+        return Centered(real.count, center, delta, real.m2 + imag.m2)
+    count = _count(x, where, axes)
+    shape = tuple(x.shape[a] for a in axes)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    if shift is None:
+        shift = jnp.zeros(shape, wide)
+    known = jnp.broadcast_to(jnp.asarray(count, wide), shape)
+    center, delta, m2 = calculus.moments(
+        x,
+        lax.stop_gradient(shift),
+        known,
+        where,
+        axes=axes,
+        floor=floor,
+        implementation=implementation,
+    )
+    return Centered(count, lax.stop_gradient(center), delta, m2)
+
+
+def known_count(x, where, members, axes) -> int | None:
+    """The number of values per channel of all members, if shapes alone tell it."""
+    size = sync.size(members)
+    if where is not None or not isinstance(size, int):
+        return None
+    return size * math.prod(n for i, n in enumerate(x.shape) if i not in axes)
+
+
+def _count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
+    sizes = [n for i, n in enumerate(x.shape) if i not in axes]
+    if where is None:
+        return math.prod(sizes)
+    shared = [n for i, n in enumerate(x.shape) if i not in axes and where.shape[i] == 1]
+    other = tuple(i for i in range(x.ndim) if i not in axes)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    seen = where.astype(wide).sum(other) * math.prod(shared)
+    return jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
+
+
+def shared_moments(
+    local: Centered,
+    shift: Array | None,
+    members: sync.Members | None,
+    *,
+    floor: float = 0.0,
+) -> Centered:
+    """Merges the moments of all members, weighted by their counts.
+
+    One all-reduce of sums about `shift`, which is the same everywhere; only where that
+    turns out to be far from the common mean, a second one about that mean.
+    """
+    if members is None:
+        return local
+    if shift is None:
+        shift = jnp.zeros_like(local.center)
+    known = isinstance(local.count, int)
+    count_here = jnp.asarray(local.count, local.m2.dtype)
+    everywhere = local.count * sync.size(members) if known else None
+
+    def about(center):
+        distance = (local.center - center) + local.delta
+        sums = [count_here * distance, local.m2 + count_here * _squared(distance)]
+        if not known:
+            sums.append(count_here)
+        sums = list(sync.total(jnp.stack(jnp.broadcast_arrays(*sums)), members))
+        count = everywhere if known else sums.pop().real
+        divisor = jnp.maximum(count, 1)
+        delta = sums[0] / divisor
+        m2 = jnp.maximum(sums[1].real - count * _squared(delta), 0)
+        return center, delta, m2, count
+
+    center = lax.stop_gradient(shift)
+    first = about(center)
+    _, delta, m2, count = first
+    near = count * _squared(delta) <= _ACCEPTED_SQUARED_DISTANCE * (m2 + count * floor)
+    settled = jnp.all(near | ~jnp.isfinite(delta))
+    again = lax.stop_gradient(center + delta)
+    center, delta, m2, count = lax.cond(settled, lambda: first, lambda: about(again))
+    return Centered(everywhere if known else count, center, delta, m2)
+
+
+def _squared(values: Array) -> Array:
+    if jnp.iscomplexobj(values):
+        return jnp.square(values.real) + jnp.square(values.imag)
+    return jnp.square(values)
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """The moments of both parts together.
+
+    With d = mean2 - mean1 and n = n1 + n2 (Chan, Golub and LeVeque 1983):
+
+        mean = mean1 + d n2 / n,   m2 = m2_1 + m2_2 + |d|^2 n1 n2 / n.
+
+    Associative and commutative up to rounding; a part without values changes nothing.
+
+    Args:
+        first: moments of any shape.
+        second: moments of the same shape.
+
+    Returns:
+        Moments of that shape.
+
+    Example:
+        >>> x = jnp.arange(6.0).reshape(6, 1)
+        >>> jaxbn.merge(jaxbn.moments(x[:2]), jaxbn.moments(x[2:])).mean
+        Array([2.5], dtype=float32)
+    """
+    count = first.count + second.count
+    share = second.count / jnp.maximum(count, 1)
+    distance = second.mean - first.mean
+    mean = jnp.where(first.count > 0, first.mean + distance * share, second.mean)
+    between = _squared(distance) * first.count * share
+    return Moments(count, mean, first.m2 + second.m2 + between)

@@ -1,0 +1,149 @@
+"""The elementwise stage: normalize, scale, shift, add, activate."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.backends import dispatch
+from jaxbn.backends.xla import along
+from jaxbn.core import calculus, checks
+from jaxbn.core.types import Activation, BatchNormState
+
+
+def normalize(
+    x: Array,
+    mean: Array,
+    var: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-5,
+    activation: Activation = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalizes `x` with given statistics.
+
+        y = activation((x - mean) / sqrt(var + epsilon) * scale + bias + residual)
+
+    computed in at least float32 and rounded once, to the type of `x` (Ioffe and
+    Szegedy, Batch Normalization, 2015, https://arxiv.org/abs/1502.03167).
+    Differentiable in every array argument.
+
+    Args:
+        x: any rank; float16, bfloat16, float32, float64 or complex.
+        mean: the shape of the feature axes.
+        var: the same shape; the biased variance, or whichever is meant.
+        scale: the same shape. Default: one.
+        bias: the same shape. Default: zero.
+        axis: the feature axis, or a tuple of them.
+        epsilon: added to the variance, > 0; a Python number.
+        activation: "relu", "relu6", "silu", "gelu", "leaky_relu", an elementwise
+            function or None.
+        residual: the shape of `x`; added before the activation.
+        implementation: "xla", or None for the fastest that is right.
+
+    Returns:
+        y, with the shape and type of `x`.
+
+    Raises:
+        ValueError: if a shape, `axis`, `epsilon` or `activation` is invalid.
+        TypeError: if `x` is an integer array.
+
+    Example:
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> jaxbn.normalize(x, jnp.array([2.0]), jnp.array([1.0])).round(3)
+        Array([[-1.],
+               [ 1.]], dtype=float32)
+    """
+    x = checks.array(x)
+    axes = checks.feature_axes(x, axis)
+    mean = checks.vector("mean", mean, x, axes)
+    var = checks.vector("var", var, x, axes)
+    scale = checks.vector("scale", scale, x, axes)
+    bias = checks.vector("bias", bias, x, axes)
+    slope = lax.rsqrt(var + checks.epsilon(epsilon))
+    slope = slope if scale is None else slope * scale
+    return apply(
+        x,
+        mean,
+        slope,
+        jnp.zeros_like(slope) if bias is None else bias,
+        checks.residual(residual, x),
+        axes=axes,
+        activation=checks.activation(activation),
+        implementation=dispatch.choose(implementation, x),
+    )
+
+
+def batch_norm_inference(
+    x: Array,
+    state: BatchNormState,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-5,
+    activation: Activation = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalizes `x` with running statistics, as at evaluation.
+
+    Args:
+        x: any rank; float16, bfloat16, float32, float64 or complex.
+        state: from `init_state`, `batch_norm` or `update`. Constants: no gradient.
+        scale, bias, axis, epsilon, activation, residual, implementation: as in
+            `jaxbn.normalize`.
+
+    Returns:
+        y, with the shape and type of `x`. The running mean is never rounded to it.
+
+    Raises:
+        ValueError: if a shape, `axis`, `epsilon` or `activation` is invalid.
+        TypeError: if `x` is an integer array or `state` no BatchNormState.
+
+    Example:
+        >>> jaxbn.batch_norm_inference(jnp.ones((1, 2)), jaxbn.init_state(2)).round(3)
+        Array([[1., 1.]], dtype=float32)
+    """
+    x = checks.array(x)
+    state = checks.state(state, x, checks.feature_axes(x, axis))
+    return normalize(
+        x,
+        lax.stop_gradient(state.mean),
+        lax.stop_gradient(state.var),
+        scale,
+        bias,
+        axis=axis,
+        epsilon=epsilon,
+        activation=activation,
+        residual=residual,
+        implementation=implementation,
+    )
+
+
+def apply(
+    x, center, slope, offset, residual, *, axes, activation, implementation
+) -> Array:
+    """activation(slope * (x - center) + offset + residual) on checked arguments."""
+    if jnp.iscomplexobj(x):
+        distance = x - along(center, x, axes)
+        y = distance * along(slope, x, axes) + along(offset, x, axes)
+        y = y if residual is None else y + residual
+        return (y if activation is None else activation(y)).astype(x.dtype)
+    (y,) = calculus.expand(
+        residual,
+        None,
+        slope,
+        offset,
+        x,
+        center,
+        None,
+        axes=axes,
+        activation=activation,
+        implementation=implementation,
+    )
+    return y

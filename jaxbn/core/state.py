@@ -1,0 +1,118 @@
+"""Running statistics: how they start and how a batch changes them."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxbn.core import checks
+from jaxbn.core.types import BatchNormState, Moments
+
+
+def init_state(
+    num_features: int | Sequence[int], *, dtype: DTypeLike = jnp.float32
+) -> BatchNormState:
+    """Running statistics before the first batch: mean 0, variance 1, count 0.
+
+    Args:
+        num_features: number of channels, or the sizes of several feature axes.
+        dtype: type of the mean; the variance and the count are real.
+
+    Returns:
+        A state whose three leaves have the shape of the feature axes.
+
+    Raises:
+        ValueError: if a size is negative.
+
+    Example:
+        >>> jaxbn.init_state(2).var
+        Array([1., 1.], dtype=float32)
+    """
+    one = isinstance(num_features, int)
+    shape = (num_features,) if one else tuple(num_features)
+    if any(n < 0 for n in shape):
+        raise ValueError(
+            f"`num_features` must not be negative, got {num_features!r}. It is the "
+            "size of the feature axis."
+        )
+    mean = jnp.zeros(shape, dtype)
+    return BatchNormState(mean, jnp.ones_like(mean.real), jnp.zeros_like(mean.real))
+
+
+def update(
+    state: BatchNormState,
+    moments: Moments,
+    *,
+    momentum: float | Array | None = 0.99,
+    debias: bool = True,
+    unbiased: bool = False,
+    skip_nonfinite: bool = False,
+) -> BatchNormState:
+    """The running statistics after one more batch.
+
+    With t = count + 1, the mean and likewise the variance become
+
+        (1 - a) old + a new,   a = (1 - momentum) / (1 - momentum^t),
+
+    which is the exponential moving average without its bias towards the initial value
+    (Kingma and Ba, Adam, 2015, section 3): after one batch it is that batch. Channels
+    that the batch has no value for stay as they are. No gradient flows into the result.
+
+    Args:
+        state: the running statistics.
+        moments: of the batch, the same shape.
+        momentum: weight of the old value, in [0, 1); may be traced. None gives every
+            batch the same weight (the cumulative average).
+        debias: if False, a = 1 - momentum, as in Flax, Keras and PyTorch.
+        unbiased: if True, the batch's variance is m2 / (count - 1), as PyTorch stores
+            it; channels with one value then keep their variance.
+        skip_nonfinite: if True, a batch with an infinite or NaN moment in any channel
+            leaves the state as it is.
+
+    Returns:
+        The new state, in the types of the old one.
+
+    Raises:
+        ValueError: if `momentum` is out of range or shapes differ.
+
+    Example:
+        >>> batch = jaxbn.moments(jnp.array([[1.0], [3.0]]))
+        >>> jaxbn.update(jaxbn.init_state(1), batch).mean
+        Array([2.], dtype=float32)
+    """
+    momentum = checks.momentum(momentum, debias=debias)
+    checks.same_shape(state, moments)
+    state, moments = lax.stop_gradient((state, moments))
+    freedom = moments.count - 1 if unbiased else moments.count
+    var = moments.m2 / jnp.maximum(freedom, 1)
+    taken = moments.count > 0
+    if skip_nonfinite:
+        finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.m2)
+        taken &= jnp.all(finite | ~taken)
+    count = state.count + 1
+    weight = _weight(momentum, count, debias=debias)
+
+    def average(old, new, where):
+        mixed = (1 - weight) * old + weight * new
+        return jnp.where(where, mixed, old).astype(old.dtype)
+
+    return BatchNormState(
+        average(state.mean, moments.mean, taken),
+        average(state.var, var, taken & (freedom > 0)),
+        jnp.where(taken, count, state.count).astype(state.count.dtype),
+    )
+
+
+def _weight(momentum, count: Array, *, debias: bool) -> Array | float:
+    if momentum is None:
+        return 1 / count
+    if not debias:
+        return 1 - momentum
+    if isinstance(momentum, jax.Array):
+        logarithm = jnp.log(momentum)
+    else:
+        logarithm = math.log(momentum) if momentum > 0 else -math.inf
+    return (1 - momentum) / -jnp.expm1(count * logarithm)
