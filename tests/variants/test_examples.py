@@ -20,7 +20,7 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", [*MODULES, "jaxbn.core.pool"])
+@pytest.mark.parametrize("name", [*MODULES, "jaxbn.core.pool", "jaxbn.optim"])
 def test_examples_run(name):
     module = importlib.import_module(name)
     names = {"jax": jax, "jnp": jnp, "jaxbn": jaxbn} | vars(module)
