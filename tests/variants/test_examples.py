@@ -10,9 +10,10 @@ import pytest
 
 import jaxbn
 import jaxbn.deploy
+import jaxbn.interop
 import jaxbn.variants
 
-PACKAGES = [jaxbn.deploy, jaxbn.variants]
+PACKAGES = [jaxbn.deploy, jaxbn.interop, jaxbn.variants]
 MODULES = [
     f"{package.__name__}.{module.name}"
     for package in PACKAGES
