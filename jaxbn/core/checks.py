@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def feature_axes(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]):
+def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> Any:
     """A per-channel argument in the statistics type, or None."""
     if values is None:
         return None
@@ -85,7 +86,7 @@ def state(values: BatchNormState, x: Array, axes: tuple[int, ...]) -> BatchNormS
     return BatchNormState(mean, vector("state.var", values.var, x, axes), values.count)
 
 
-def mask(where: Array | None, x: Array) -> Array | None:
+def mask(where: Array | None, x: Array) -> Any:
     """A boolean array of the rank of `x` whose sizes are 1 or those of `x`."""
     if where is None:
         return None
@@ -111,7 +112,7 @@ def mask(where: Array | None, x: Array) -> Array | None:
     return where.reshape(padded)
 
 
-def residual(values: Array | None, x: Array) -> Array | None:
+def residual(values: Array | None, x: Array) -> Any:
     """The array added after normalization, in the type of `x`."""
     if values is None:
         return None
@@ -142,8 +143,8 @@ def epsilon(value: float) -> float:
         number = float(value)
     except TypeError as error:
         raise TypeError(
-            f"`epsilon` must be a Python number, got {value!r}. It is a constant of the "
-            "compiled program."
+            f"`epsilon` must be a Python number, got {value!r}. It is a constant of "
+            "the compiled program."
         ) from error
     if not 0 < number < math.inf:
         raise ValueError(
@@ -168,7 +169,7 @@ def momentum(value, *, debias: bool):
 
 
 def groups(value: AxisGroups | None, axis_name: AxisName | None):
-    """`axis_groups` as a tuple of tuples that partition the positions of `axis_name`."""
+    """`axis_groups` as tuples that partition the positions of `axis_name`."""
     if value is None:
         return None
     if axis_name is None:
@@ -193,8 +194,8 @@ def axis_size(axis_name: AxisName) -> int:
     except NameError as error:
         raise ValueError(
             f"`axis_name` must be bound here, got {axis_name!r}. Call inside "
-            "`jax.vmap(..., axis_name=...)`, `jax.pmap` or `jax.shard_map`, or leave it "
-            "out: under plain `jax.jit` statistics already cover the global batch."
+            "`jax.vmap(..., axis_name=...)`, `jax.pmap` or `jax.shard_map`, or leave "
+            "it out: under plain `jax.jit` statistics already cover the global batch."
         ) from error
 
 
