@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends.contract import statistics_type
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
 _ACTIVATIONS = {
@@ -66,8 +67,9 @@ def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> 
             f"`{name}` must be real for real `x`, got {values.dtype} with `x` of type "
             f"{x.dtype}. Take its real part, or make `x` complex."
         )
-    wide = jnp.promote_types(x.real.dtype, jnp.float32)
-    return values.astype(jnp.promote_types(wide, values.dtype))
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(statistics_type(x.real), values.dtype)
+    return values.astype(wide)
 
 
 def state(values: BatchNormState, x: Array, axes: tuple[int, ...]) -> BatchNormState:

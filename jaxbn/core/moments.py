@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import statistics_type
 from jaxbn.core import calculus, checks, sync
 from jaxbn.core.types import AxisGroups, AxisName, Moments
 
@@ -129,7 +130,7 @@ def local_moments(
         return Centered(real.count, center, delta, real.m2 + imag.m2)
     count = _count(x, where, axes)
     shape = tuple(x.shape[a] for a in axes)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = statistics_type(x)
     if shift is None:
         shift = jnp.zeros(shape, wide)
     known = jnp.broadcast_to(jnp.asarray(count, wide), shape)
@@ -159,7 +160,7 @@ def _count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
         return math.prod(sizes)
     shared = [n for i, n in enumerate(x.shape) if i not in axes and where.shape[i] == 1]
     other = tuple(i for i in range(x.ndim) if i not in axes)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = statistics_type(x)
     seen = where.astype(wide).sum(other) * math.prod(shared)
     return jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
 
