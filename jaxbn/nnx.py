@@ -235,8 +235,9 @@ class BatchNorm(nnx.Module):
 
 def _hashable(value: Any) -> Any:
     """Lists as tuples, since `nnx.jit` compares what is not an array."""
-    single = value is None or isinstance(value, str | int)
-    return value if single else tuple(map(_hashable, value))
+    if value is None or isinstance(value, str | int):
+        return value
+    return tuple(map(_hashable, value))
 
 
 def _store(variable: nnx.Variable, new: Array) -> None:
