@@ -41,7 +41,7 @@ def _moments(x, shift, count, where, *, axes, floor):
         # fewer digits than the sum, by leaving the center to the end.
         opposite = x.astype(wide) + along(-center, x, axes)
         if exact:
-            distance = x - along(center, x, axes)
+            distance = x.astype(wide) - along(center, x, axes)
             total = _select(where, distance).sum(rows(x, axes))
         else:
             total = _select(where, x).astype(wide).sum(rows(x, axes)) - count * center
@@ -65,7 +65,8 @@ def _moments(x, shift, count, where, *, axes, floor):
 def _sums(a, x, center, multiplier, where, *, axes):
     wide = statistics_type(x)
     total = _select(where, a.astype(wide)).sum(rows(x, axes))
-    product = a.astype(wide) * (x.astype(wide) - along(center, x, axes))
+    # An addition, for `expand` subtracts: XLA:CPU would store a shared distance.
+    product = a.astype(wide) * (x.astype(wide) + along(-center, x, axes))
     moment = _select(where, product).sum(rows(x, axes))
     if multiplier is None:
         return total, moment
