@@ -109,13 +109,15 @@ class BatchNorm(nn.Module):
         )
         x = jnp.asarray(x)
         shape = _feature_shape(x, self.axis)
-        stats = _variables(self, x, shape)
         scale = bias = None
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, shape, self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        if not jnp.issubdtype(dtype, jnp.complexfloating):
+            x = x.real
+        stats = _variables(self, x, shape)
         wide = x.astype(jnp.promote_types(x.dtype, dtype))
         arguments = (wide, _state(stats, wide), scale, bias)
         options = {
@@ -180,7 +182,7 @@ def _variables(module: BatchNorm, x: Array, shape) -> dict[str, nn.Variable]:
 
 def _state(stats: dict[str, nn.Variable], x: Array) -> jaxbn.BatchNormState:
     mean, var = stats["mean"].value, stats["var"].value
-    # A complex mean starts as a real one in Flax.
+    # In a checkpoint from Flax a complex mean may still be real.
     mean = mean.astype(jnp.promote_types(mean.dtype, x.dtype))
     if "count" in stats:
         return jaxbn.BatchNormState(mean, var, stats["count"].value)

@@ -50,4 +50,7 @@ def choose(implementation: str | None, x: Array) -> str:
             "Use 'xla', which runs everywhere."
         )
     known = ", ".join(map(repr, (*_MODULES, *_PLANNED)))
-    raise ValueError(f"{source} must be one of {known}, got {name!r}.")
+    raise ValueError(
+        f"{source} must be one of {known}, got {name!r}. Leave it out for the fastest "
+        "that is right."
+    )

@@ -51,7 +51,7 @@ class _Inputs(NamedTuple):
     bias: Array | None
     residual: Array | None
     where: Array | None
-    state: BatchNormState | None
+    state: BatchNormState
 
 
 def batch_norm(
@@ -141,7 +141,7 @@ def batch_norm(
     where = checks.mask(where, x)
     checks.enough_values(known_count(x, where, layer.members, axes), unbiased=unbiased)
     inputs = _Inputs(
-        x if where is None else _without_masked_nonfinite(x, where),
+        x,
         checks.vector("scale", scale, x, axes),
         checks.vector("bias", bias, x, axes),
         checks.residual(residual, x),
@@ -161,9 +161,13 @@ def batch_norm(
     return y, new_state
 
 
-def _without_masked_nonfinite(x: Array, where: Array) -> Array:
+def _without_masked_nonfinite(inputs: _Inputs) -> _Inputs:
     """Zero instead of NaN or infinity where masked: 0 * NaN would reach gradients."""
-    return jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    x, where = inputs.x, inputs.where
+    if where is None:
+        return inputs
+    finite = where | jnp.isfinite(x)
+    return inputs._replace(x=jnp.where(finite, x, jnp.zeros((), x.dtype)))
 
 
 def _statistics(layer: _Layer, inputs: _Inputs) -> Centered:
@@ -217,6 +221,7 @@ def _apply(layer: _Layer, inputs: _Inputs, by: _Coefficients) -> Array:
 
 def _composed(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     """y and the moments of the batch, differentiated stage by stage."""
+    inputs = _without_masked_nonfinite(inputs)
     batch = _statistics(layer, inputs)
     y = _apply(layer, inputs, _coefficients(layer, inputs, batch))
     return y, public(batch)
@@ -236,7 +241,8 @@ def _tangent(layer, primals, tangents):
     #   S0 = sum(dx) / n,   S1 = sum(dx (x - m)) / n.
     # Its transpose is the backward pass: one reduction over (dy, x), one all-reduce,
     # one elementwise map.
-    (inputs,) = primals
+    # Inside the rule, so that only one array of the size of x is kept.
+    inputs = _without_masked_nonfinite(*primals)
     change = _without_symbolic_zeros(*tangents)
     batch = _statistics(layer, inputs)
     by = _coefficients(layer, inputs, batch)
@@ -270,6 +276,5 @@ def _tangent(layer, primals, tangents):
 
 def _without_symbolic_zeros(change: _Inputs) -> _Inputs:
     """None in place of every tangent that is known to be zero."""
-    return _Inputs(
-        *(None if isinstance(t, SymbolicZero) else t for t in change[:-1]), None
-    )
+    zeros = [n for n, t in change._asdict().items() if isinstance(t, SymbolicZero)]
+    return change._replace(**dict.fromkeys(zeros))
