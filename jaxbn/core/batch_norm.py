@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn.backends import dispatch
 from jaxbn.core import calculus, checks, sync
-from jaxbn.core.kernel import share_types
+from jaxbn.core.kernel import share_types, varying_axes
 from jaxbn.core.moments import (
     Centered,
     group_of,
@@ -253,7 +253,7 @@ def _tangent(layer, primals, tangents):
         dz, s0, s1 = calculus.sums(
             change.x, x, by.center, by.slope, inputs.where, **layer.kernel
         )
-        s0, s1 = sync.total(jnp.stack([s0, s1]), layer.members)
+        s0, s1 = sync.totals((s0, s1), layer.members)
         n = jnp.maximum(batch.count, 1)
         s1 = s1 - by.delta * s0
         d_slope, d_offset = -by.slope * by.inverse**2 * s1 / n, -by.slope * s0 / n
@@ -261,8 +261,7 @@ def _tangent(layer, primals, tangents):
         d_slope = d_slope + change.scale * by.inverse
     if change.bias is not None:
         d_offset = d_offset + change.bias
-    # One cast for both, so that one all-reduce carries both cotangents.
-    both, _ = share_types([jnp.stack([d_slope, d_offset - d_slope * by.delta]), x])
+    both = _cast_together((d_slope, d_offset - d_slope * by.delta), x)
     (dz,) = calculus.expand(dz, None, *both, x, by.center, None, **layer.kernel)
     if change.residual is not None:
         dz = dz + change.residual
@@ -272,6 +271,13 @@ def _tangent(layer, primals, tangents):
             dz, *inputs_of_gate, activation=layer.activation, **layer.kernel
         )
     return (y, moments), (dz, jax.tree.map(jnp.zeros_like, moments))
+
+
+def _cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+    """Casts vectors to the type of `x` as one: one all-reduce sums their cotangents."""
+    if not varying_axes(x):
+        return vectors
+    return tuple(share_types([jnp.stack(vectors), x])[0])
 
 
 def _without_symbolic_zeros(change: _Inputs) -> _Inputs:
