@@ -15,10 +15,8 @@ from jaxbn.core.moments import group_of, merge
 from jaxbn.core.state import update
 from jaxbn.core.types import AxisName, BatchNormState, Moments
 
-_NAMES = ("scale", "bias")
 
-
-def weight_decay_mask(params: Any, *, names: Sequence[str] = _NAMES) -> Any:
+def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) -> Any:
     """True for each parameter to decay, False for scales and biases.
 
     For `optax.add_decayed_weights(rate, mask=jaxbn.optim.weight_decay_mask)` and

@@ -80,7 +80,8 @@ compiled, expected = jax.jit(run), jax.jit(alone)
 @given(seed=st.integers(0, 99), shared=st.booleans())
 def test_values_states_and_gradients_are_those_of_separate_layers(seed, shared):
     arrays = case(seed, shared=shared)
-    close(compiled(*arrays), expected(*arrays))
+    # A gradient of scale sums 96 terms of size 10.
+    close(compiled(*arrays), expected(*arrays), 2e-4)
 
 
 @settings(max_examples=5)

@@ -14,8 +14,8 @@ from jaxbn.variants.renorm import (
     batch_renorm,
     batch_renorm_inference,
     init_renorm_state,
-    renorm_schedule,
 )
+from jaxbn.variants.renorm_schedule import renorm_schedule
 
 P = PartitionSpec
 
