@@ -1,6 +1,6 @@
 """Compares training with and without a normalization, from the same start.
 
-Run: python -m experiments train      (about 40 seconds on 2 cores)
+Run: python -m experiments train      (about a minute on 2 cores)
 """
 
 import shlex
