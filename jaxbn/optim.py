@@ -152,7 +152,8 @@ def keep_finite(
     leaves = jax.tree.leaves(new if watch is None else watch)
     bad = sum(jnp.sum(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
     members = group_of(axis_name, None)
-    finite = sync.total(jnp.asarray(bad > 0, jnp.int32), members) == 0
+    (anywhere,) = sync.totals((jnp.asarray(bad > 0, jnp.int32),), members)
+    finite = anywhere == 0
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
 
 

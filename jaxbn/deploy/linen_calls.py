@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxbn.deploy.model import is_norm
+from jaxbn.deploy.linen import intercept, kind_of
 
 _STACKED = "has stacked variables, from a lifted transformation"
 
@@ -42,13 +42,11 @@ class Call(NamedTuple):
 
 def calls_of(module, variables, example, call) -> list[Call]:
     """The calls in order, without computing anything."""
-    from flax import linen
-
     calls: list[Call] = []
 
     def listen(next_call, args, kwargs, context):
         y = next_call(*args, **kwargs)
-        kind = _kind(context.module, linen)
+        kind = kind_of(context.module)
         if context.method_name == "__call__" and kind and args:
             extra = kwargs.get("residual") is not None
             calls.append(
@@ -57,7 +55,7 @@ def calls_of(module, variables, example, call) -> list[Call]:
         return y
 
     def trace(used, example):
-        with linen.intercept_methods(listen):
+        with intercept(listen):
             _, changed = module.apply(
                 used, example, method=call, mutable=["batch_stats"]
             )
@@ -65,17 +63,6 @@ def calls_of(module, variables, example, call) -> list[Call]:
 
     jax.eval_shape(trace, dict(variables), example)
     return calls
-
-
-def _kind(module, linen) -> str | None:
-    if is_norm(module):
-        return "norm"
-    kinds = {
-        linen.Dense: "dense",
-        linen.Conv: "conv",
-        linen.ConvTranspose: "transposed",
-    }
-    return next((name for kind, name in kinds.items() if type(module) is kind), None)
 
 
 def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:

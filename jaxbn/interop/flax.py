@@ -1,5 +1,6 @@
 """Flax: variables of linen layers, and nnx layers, of Flax or of jaxbn."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -159,9 +160,7 @@ def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:
     Returns:
         The largest differences.
     """
-    from flax import nnx
-
-    twin = nnx.clone(source)
+    twin = copy.deepcopy(source)
     peer = Peer(
         lambda x: twin(jnp.asarray(x), use_running_average=False),
         lambda x: twin(jnp.asarray(x), use_running_average=True),

@@ -156,13 +156,14 @@ def _moments(batch, where, split, feature, spread, axis_name) -> Moments:
     rows = tuple(i for i in range(1, len(split)) if i != feature + 1)
     count = jnp.broadcast_to(counted.astype(batch.var.dtype), split).sum(rows)
     if spread:
-        count = sync.total(count, group_of(axis_name, spread))
+        (count,) = sync.totals((count,), group_of(axis_name, spread))
     # A group without values has the running statistics, which merging ignores.
     parts = lax.stop_gradient(Moments(count, batch.mean, batch.var * count))
     if axis_name is None:
         return parts
     alone = [[i] for i in range(checks.axis_size(axis_name))]
-    everyone = sync.Members(axis_name, checks.groups(alone, axis_name))
+    everyone = group_of(axis_name, alone)
+    assert everyone is not None
     listed = sync.total_by_group(jnp.stack(parts), everyone)
     listed = listed[:: len(spread[0])] if spread else listed
     return Moments(*listed.swapaxes(0, 1).reshape(3, -1, *batch.mean.shape[1:]))

@@ -56,13 +56,11 @@ def linen_model(
         >>> model.replace(states)["batch_stats"]["mean"]
         Array([2.], dtype=float32)
     """
-    from flax import linen
-
     states = dict(_read(variables.get("batch_stats", {}), ()))
     require_some(states, "`variables`")
 
     def collect(states, batch):
-        with linen.intercept_methods(_record_linen):
+        with intercept(_record):
             used = {k: v for k, v in variables.items() if k != _COLLECTION}
             _, found = module.apply(
                 _replace(used, states),
@@ -78,7 +76,28 @@ def linen_model(
     return Model(states, collect, functools.partial(_replace, variables))
 
 
-def _record_linen(next_call, args, kwargs, context):
+def intercept(listener: Callable[..., Any]) -> Any:
+    """A context in which `listener` hears every call of a linen module's method."""
+    from flax import linen
+
+    return linen.intercept_methods(listener)
+
+
+def kind_of(module: Any) -> str | None:
+    """What a linen module is for folding: "norm", "dense", "conv" or "transposed"."""
+    from flax import linen
+
+    if is_norm(module):
+        return "norm"
+    kinds: dict[type, str] = {
+        linen.Dense: "dense",
+        linen.Conv: "conv",
+        linen.ConvTranspose: "transposed",
+    }
+    return kinds.get(type(module))
+
+
+def _record(next_call, args, kwargs, context):
     if context.method_name == "__call__" and is_norm(context.module):
         context.module.sow(
             _COLLECTION,
