@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends import dispatch
 from jaxbn.core import checks
+from jaxbn.core import implementation as implementations
 from jaxbn.core.normalize import apply
 from jaxbn.core.types import Activation, BatchNormState
 
@@ -45,7 +45,7 @@ class Frozen(NamedTuple):
             checks.residual(residual, x),
             axes=axes,
             activation=checks.activation(activation),
-            implementation=dispatch.choose(implementation, x),
+            implementation=implementations.choose(implementation, x),
         )
 
 

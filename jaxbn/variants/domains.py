@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends import dispatch
 from jaxbn.core import checks
+from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
 from jaxbn.core.state import init_state, update
@@ -95,7 +95,7 @@ def domain_batch_norm(
     """
     x, feature, ids = _checked(x, states, domain, axis)
     axes, members = (feature,), group_of(axis_name, axis_groups)
-    kernel = {"axes": axes, "implementation": dispatch.choose(implementation, x)}
+    kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
     floor = checks.epsilon(epsilon)
     where = checks.mask(where, x)
     if where is not None:
@@ -156,7 +156,7 @@ def domain_batch_norm_inference(
     slope = lax.rsqrt(old.var + checks.epsilon(epsilon))
     slope = slope * _by_domain("scale", scale, old, neutral=1)
     offset = _by_domain("bias", bias, old, neutral=0)
-    kernel = {"implementation": dispatch.choose(implementation, x)}
+    kernel = {"implementation": implementations.choose(implementation, x)}
     arrays = (x, old.mean, slope, offset, ids)
     return _apply(*arrays, feature, residual, activation, kernel)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends import dispatch
 from jaxbn.core import checks
+from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import Centered, group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
@@ -102,7 +102,7 @@ def batch_renorm(
     if where is not None:
         x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
     members = group_of(axis_name, axis_groups)
-    kernel = {"axes": axes, "implementation": dispatch.choose(implementation, x)}
+    kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
     floor = checks.epsilon(epsilon)
     old = lax.stop_gradient(_checked(state, x, axes))
     local = local_moments(x, old.mean, where, floor=floor, **kernel)
