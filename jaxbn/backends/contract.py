@@ -16,6 +16,8 @@ as one more feature axis, so an implementation never sees either.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -50,3 +52,9 @@ class Kernels(NamedTuple):
     sums: Callable[..., tuple[Array, ...]]
     expand: Callable[..., Array]
     gate: Callable[..., Array]
+
+
+def statistics_type(x: Array) -> jnp.dtype:
+    """The type of statistics of `x`, also where implicit promotion is switched off."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(x.dtype, jnp.float32)

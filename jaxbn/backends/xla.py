@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends.contract import Kernels
+from jaxbn.backends.contract import Kernels, statistics_type
 
 # A pass about `center` loses about eps * (1 + distance^2 / variance) of the variance.
 _ACCEPTED_SQUARED_DISTANCE = 16.0
@@ -21,10 +21,6 @@ def along(vector: Array, like: Array, axes: tuple[int, ...]) -> Array:
 def rows(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     """The axes that sums run over."""
     return tuple(i for i in range(x.ndim) if i not in axes)
-
-
-def statistics_type(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _select(where: Array | None, values: Array) -> Array:

@@ -51,7 +51,7 @@ class _Inputs(NamedTuple):
     bias: Array | None
     residual: Array | None
     where: Array | None
-    state: BatchNormState | None
+    state: BatchNormState
 
 
 def batch_norm(
@@ -270,6 +270,5 @@ def _tangent(layer, primals, tangents):
 
 def _without_symbolic_zeros(change: _Inputs) -> _Inputs:
     """None in place of every tangent that is known to be zero."""
-    return _Inputs(
-        *(None if isinstance(t, SymbolicZero) else t for t in change[:-1]), None
-    )
+    zeros = [n for n, t in change._asdict().items() if isinstance(t, SymbolicZero)]
+    return change._replace(**dict.fromkeys(zeros))

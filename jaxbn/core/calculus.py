@@ -69,7 +69,7 @@ def _sums_jvp(primals, tangents, **params):
     a, x, center, multiplier, where = primals
     da, dx, d_center, d_multiplier, _ = tangents
     out = sums(a, x, center, multiplier, where, **params)
-    terms = [[None] for _ in out]
+    terms: list[list] = [[] for _ in out]
     if not _is_zero(da):
         direct = sums(da, x, center, multiplier, where, **params)
         terms = [[value] for value in direct]
@@ -100,7 +100,7 @@ def _sums_transpose(cotangents, a, x, center, multiplier, where, **params):
 def _expand_jvp(primals, tangents, *, activation=None, **params):
     if activation is not None:
         return _activated_jvp(primals, tangents, activation, params)
-    a, multiplier, slope, offset, x, center, where = primals
+    a, multiplier, slope, _, x, center, where = primals
     da, d_multiplier, d_slope, d_offset, dx, d_center, _ = tangents
     out = expand(*primals, **params)
     terms = []

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends.contract import statistics_type
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
 _ACTIVATIONS = {
@@ -47,7 +49,7 @@ def feature_axes(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]):
+def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> Any:
     """A per-channel argument in the statistics type, or None."""
     if values is None:
         return None
@@ -65,8 +67,9 @@ def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]):
             f"`{name}` must be real for real `x`, got {values.dtype} with `x` of type "
             f"{x.dtype}. Take its real part, or make `x` complex."
         )
-    wide = jnp.promote_types(x.real.dtype, jnp.float32)
-    return values.astype(jnp.promote_types(wide, values.dtype))
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(statistics_type(x.real), values.dtype)
+    return values.astype(wide)
 
 
 def state(values: BatchNormState, x: Array, axes: tuple[int, ...]) -> BatchNormState:
@@ -85,7 +88,7 @@ def state(values: BatchNormState, x: Array, axes: tuple[int, ...]) -> BatchNormS
     return BatchNormState(mean, vector("state.var", values.var, x, axes), values.count)
 
 
-def mask(where: Array | None, x: Array) -> Array | None:
+def mask(where: Array | None, x: Array) -> Any:
     """A boolean array of the rank of `x` whose sizes are 1 or those of `x`."""
     if where is None:
         return None
@@ -111,7 +114,7 @@ def mask(where: Array | None, x: Array) -> Array | None:
     return where.reshape(padded)
 
 
-def residual(values: Array | None, x: Array) -> Array | None:
+def residual(values: Array | None, x: Array) -> Any:
     """The array added after normalization, in the type of `x`."""
     if values is None:
         return None
@@ -142,8 +145,8 @@ def epsilon(value: float) -> float:
         number = float(value)
     except TypeError as error:
         raise TypeError(
-            f"`epsilon` must be a Python number, got {value!r}. It is a constant of the "
-            "compiled program."
+            f"`epsilon` must be a Python number, got {value!r}. It is a constant of "
+            "the compiled program."
         ) from error
     if not 0 < number < math.inf:
         raise ValueError(
@@ -168,7 +171,7 @@ def momentum(value, *, debias: bool):
 
 
 def groups(value: AxisGroups | None, axis_name: AxisName | None):
-    """`axis_groups` as a tuple of tuples that partition the positions of `axis_name`."""
+    """`axis_groups` as tuples that partition the positions of `axis_name`."""
     if value is None:
         return None
     if axis_name is None:
@@ -193,8 +196,8 @@ def axis_size(axis_name: AxisName) -> int:
     except NameError as error:
         raise ValueError(
             f"`axis_name` must be bound here, got {axis_name!r}. Call inside "
-            "`jax.vmap(..., axis_name=...)`, `jax.pmap` or `jax.shard_map`, or leave it "
-            "out: under plain `jax.jit` statistics already cover the global batch."
+            "`jax.vmap(..., axis_name=...)`, `jax.pmap` or `jax.shard_map`, or leave "
+            "it out: under plain `jax.jit` statistics already cover the global batch."
         ) from error
 
 

@@ -60,7 +60,7 @@ class Kernel:
         return self.primitive.bind(*given, present=present, **params)
 
     def define_derivatives(self, jvp, transpose=None) -> None:
-        """Registers rules that see None for absent operands, in the order of `operands`.
+        """Registers rules that see None for absent operands.
 
         `jvp(primals, tangents, **params)` returns outputs and their tangents,
         `transpose(cotangents, *operands, **params)` one cotangent per operand.
@@ -70,15 +70,17 @@ class Kernel:
             primals, tangents = _spread(primals, present), _spread(tangents, present)
             return jvp(primals, tangents, **params)
 
+        ad.primitive_jvps[self.primitive] = jvp_rule
+        if transpose is None:
+            return
+
         def transpose_rule(cotangents, *operands, present, **params):
             if all(isinstance(ct, ad.Zero) for ct in cotangents):
                 return [None] * len(operands)
             results = transpose(cotangents, *_spread(operands, present), **params)
             return [r for r, p in zip(results, present, strict=True) if p]
 
-        ad.primitive_jvps[self.primitive] = jvp_rule
-        if transpose is not None:
-            ad.primitive_transposes[self.primitive] = transpose_rule
+        ad.primitive_transposes[self.primitive] = transpose_rule
 
     def _impl(self, *operands, **params):
         return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
@@ -111,7 +113,7 @@ class Kernel:
 
 
 def share_types(operands: list[Array]) -> list[Array]:
-    """Casts all operands to vary over the union of the mesh axes any of them varies over.
+    """Casts all operands to vary over every mesh axis that any of them varies over.
 
     Without it a replicated `scale` inside `shard_map` meets a varying `x` in one
     primitive, and its gradient is not summed over the devices.

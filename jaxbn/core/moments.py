@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import statistics_type
 from jaxbn.core import calculus, checks, sync
 from jaxbn.core.types import AxisGroups, AxisName, Moments
 
@@ -129,7 +130,7 @@ def local_moments(
         return Centered(real.count, center, delta, real.m2 + imag.m2)
     count = _count(x, where, axes)
     shape = tuple(x.shape[a] for a in axes)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = statistics_type(x)
     if shift is None:
         shift = jnp.zeros(shape, wide)
     known = jnp.broadcast_to(jnp.asarray(count, wide), shape)
@@ -146,10 +147,10 @@ def local_moments(
 
 
 def known_count(x, where, members, axes) -> int | None:
-    """The number of values per channel of all members, if shapes alone tell it."""
-    size = sync.size(members)
-    if where is not None or not isinstance(size, int):
+    """The smallest number of values per channel in a group, if shapes alone tell it."""
+    if where is not None:
         return None
+    size = 1 if members is None else min(sync.sizes(members))
     return size * math.prod(n for i, n in enumerate(x.shape) if i not in axes)
 
 
@@ -159,7 +160,7 @@ def _count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
         return math.prod(sizes)
     shared = [n for i, n in enumerate(x.shape) if i not in axes and where.shape[i] == 1]
     other = tuple(i for i in range(x.ndim) if i not in axes)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = statistics_type(x)
     seen = where.astype(wide).sum(other) * math.prod(shared)
     return jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
 
@@ -173,37 +174,40 @@ def shared_moments(
 ) -> Centered:
     """Merges the moments of all members, weighted by their counts.
 
-    One all-reduce of sums about `shift`, which is the same everywhere; only where that
-    turns out to be far from the common mean, a second one about that mean.
+    One all-reduce of sums about `shift`, which is the same on all members; only where
+    that turns out to be far from the common mean, a second one about that mean.
     """
     if members is None:
         return local
-    if shift is None:
-        shift = jnp.zeros_like(local.center)
+    shift = jnp.zeros_like(local.center) if shift is None else lax.stop_gradient(shift)
     known = isinstance(local.count, int)
-    count_here = jnp.asarray(local.count, local.m2.dtype)
-    everywhere = local.count * sync.size(members) if known else None
+    here = jnp.asarray(local.count, local.m2.dtype)
+    sizes = jnp.asarray(sync.sizes(members), local.m2.dtype)
 
     def about(center):
         distance = (local.center - center) + local.delta
-        sums = [count_here * distance, local.m2 + count_here * _squared(distance)]
-        if not known:
-            sums.append(count_here)
-        sums = list(sync.total(jnp.stack(jnp.broadcast_arrays(*sums)), members))
-        count = everywhere if known else sums.pop().real
-        divisor = jnp.maximum(count, 1)
-        delta = sums[0] / divisor
-        m2 = jnp.maximum(sums[1].real - count * _squared(delta), 0)
-        return center, delta, m2, count
+        sums = [here * distance, local.m2 + here * _squared(distance)]
+        sums = sums if known else [*sums, here]
+        packed = jnp.stack(jnp.broadcast_arrays(*sums))
+        first, second, *counts = jnp.moveaxis(
+            sync.total_by_group(packed, members), 1, 0
+        )
+        column = (-1, *[1] * (first.ndim - 1))
+        count = (here * sizes).reshape(column) if known else counts[0].real
+        delta = first / jnp.maximum(count, 1)
+        m2 = jnp.maximum(second.real - count * _squared(delta), 0)
+        return delta, m2, jnp.broadcast_to(count, m2.shape)
 
-    center = lax.stop_gradient(shift)
-    first = about(center)
-    _, delta, m2, count = first
+    # All groups decide together: the branch contains a collective.
+    found = delta, m2, count = about(shift)
     near = count * _squared(delta) <= _ACCEPTED_SQUARED_DISTANCE * (m2 + count * floor)
     settled = jnp.all(near | ~jnp.isfinite(delta))
-    again = lax.stop_gradient(center + delta)
-    center, delta, m2, count = lax.cond(settled, lambda: first, lambda: about(again))
-    return Centered(everywhere if known else count, center, delta, m2)
+    nearer = lax.stop_gradient(shift + sync.own(delta, members))
+    result = lax.cond(settled, lambda: found, lambda: about(nearer))
+    delta, m2, count = (sync.own(rows, members) for rows in result)
+    if known and len(set(sync.sizes(members))) == 1:
+        count = local.count * sync.sizes(members)[0]
+    return Centered(count, jnp.where(settled, shift, nearer), delta, m2)
 
 
 def _squared(values: Array) -> Array:

@@ -25,54 +25,59 @@ class Members(NamedTuple):
 
 
 def total(values: Array, members: Members | None) -> Array:
-    """The sum of `values` over the members of this position's group, in one all-reduce.
+    """The sum of `values` over the members of this group, in one all-reduce."""
+    return values if members is None else own(total_by_group(values, members), members)
 
-    Groups are rows of a larger sum, because `axis_index_groups` exists neither under
+
+def total_by_group(values: Array, members: Members) -> Array:
+    """The sums of all groups, known everywhere: a leading axis with a row per group.
+
+    Groups are rows of one larger sum, because `axis_index_groups` exists neither under
     `vmap` nor under `shard_map` with checked types.
     """
-    if members is None:
-        return values
     # Where types are checked, a sum is over values that vary along the axis.
     values, _ = share_types([values, lax.axis_index(members.axis_name)])
     if members.groups is None:
-        return lax.psum(values, members.axis_name)
-    group = _own(np.repeat(range(len(members.groups)), _sizes(members.groups)), members)
+        return lax.psum(values, members.axis_name)[None]
     row = lax.broadcasted_iota(jnp.int32, (len(members.groups),), 0)
-    mine = (row == group).reshape(-1, *[1] * values.ndim)
+    mine = (row == _group(members)).reshape(-1, *[1] * values.ndim)
     placed = jnp.where(mine, values, jnp.zeros((), values.dtype))
-    return lax.dynamic_index_in_dim(
-        lax.psum(placed, members.axis_name), group, keepdims=False
-    )
+    return lax.psum(placed, members.axis_name)
+
+
+def own(by_group: Array, members: Members) -> Array:
+    """The row of this position's group."""
+    if members.groups is None:
+        return by_group[0]
+    return lax.dynamic_index_in_dim(by_group, _group(members), keepdims=False)
+
+
+def sizes(members: Members) -> list[int]:
+    """The number of members of each group."""
+    if members.groups is None:
+        return [lax.psum(1, members.axis_name)]
+    return [len(group) for group in members.groups]
 
 
 def common(values: Array, members: Members | None) -> Array:
     """`values` if they are equal on all members by their type, else their average."""
     names = () if members is None else members.axis_name
     names = {names} if isinstance(names, str) else set(names)
-    if not names & varying_axes(values):
+    if members is None or not names & varying_axes(values):
         return values
-    return total(values, members) / size(members)
+    return own(
+        total_by_group(values, members) / _column(sizes(members), values), members
+    )
 
 
-def size(members: Members | None) -> int | Array:
-    """The number of members of this position's group."""
-    if members is None:
-        return 1
-    if members.groups is None:
-        return lax.psum(1, members.axis_name)
-    sizes = _sizes(members.groups)
-    if len(set(sizes)) == 1:
-        return sizes[0]
-    return _own(np.repeat(sizes, sizes), members)
+def _column(by_group: list[int], like: Array) -> Array:
+    return jnp.asarray(by_group, like.real.dtype).reshape(-1, *[1] * like.ndim)
 
 
-def _sizes(groups: Groups) -> list[int]:
-    return [len(group) for group in groups]
-
-
-def _own(by_group, members: Members) -> Array:
-    """This position's entry of values that are listed group after group."""
-    positions = [i for group in members.groups or () for i in group]
-    table = np.empty(len(positions), np.int32)
-    table[positions] = by_group
+def _group(members: Members) -> Array:
+    """The number of this position's group."""
+    groups = members.groups or ()
+    table = np.empty(sum(map(len, groups)), np.int32)
+    for number, group in enumerate(groups):
+        table[list(group)] = number
     return jnp.asarray(table)[lax.axis_index(members.axis_name)]

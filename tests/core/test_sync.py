@@ -1,0 +1,317 @@
+"""Synchronised statistics equal those of one device with all the valid rows."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxbn
+
+DEVICES, ROWS, CHANNELS = 8, 8, 3
+VALID = np.array([0, 1, 2, 5, 8, 8, 8, 8])
+GROUPS = [[0, 1, 2], [7, 3], [4, 5, 6]]
+
+
+def mesh(kind: AxisType):
+    return jax.make_mesh((DEVICES,), ("d",), axis_types=(kind,))
+
+
+def case(offset=0.0):
+    generator = np.random.default_rng(0)
+    shape = (DEVICES, ROWS, CHANNELS)
+    x = generator.normal(size=shape) * [1, 2, 0.5] + offset
+    ct = generator.normal(size=shape)
+    where = np.arange(ROWS) < VALID[:, None]
+    scale, bias = np.array([1.0, -2.0, 0.5]), np.array([0.1, 0.2, -0.3])
+    state = jaxbn.BatchNormState(
+        jnp.asarray([0.1, -0.2, 0.3]) + offset,
+        jnp.asarray([1.0, 2.0, 3.0]),
+        jnp.full(3, 4.0),
+    )
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias, ct)]
+    return arrays[0], jnp.asarray(where), state, *arrays[1:]
+
+
+def layer(x, where, state, scale, bias, ct, **options):
+    """Value, state and gradients of the loss sum(y * ct) over the valid rows."""
+
+    def loss(x, scale, bias):
+        y, new = jaxbn.batch_norm(
+            x, state, scale, bias, where=where[..., None], **options
+        )
+        return jnp.sum(jnp.where(where[..., None], y * ct, 0)), (y, new)
+
+    gradients, (y, new) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+    return y, new, gradients
+
+
+def summed(result, axis_name):
+    """The gradients of replicated scale and bias, added over devices by the user."""
+    y, new, (dx, *rest) = result
+    return y, new, (dx, *(jax.lax.psum(g, axis_name) for g in rest))
+
+
+def by_vmap(x, where, state, scale, bias, ct, **options):
+    def one(x, where, ct):
+        result = layer(x, where, state, scale, bias, ct, axis_name="d", **options)
+        return summed(result, "d")
+
+    return jax.jit(jax.vmap(one, axis_name="d", out_axes=(0, None, (0, None, None))))(
+        x, where, ct
+    )
+
+
+def by_pmap(x, where, state, scale, bias, ct, **options):
+    def one(x, where, ct):
+        result = layer(x, where, state, scale, bias, ct, axis_name="d", **options)
+        return summed(result, "d")
+
+    return jax.pmap(one, axis_name="d", out_axes=(0, None, (0, None, None)))(
+        x, where, ct
+    )
+
+
+def by_shard_map(x, where, state, scale, bias, ct, *, kind, check_vma, **options):
+    def one(x, where, state, scale, bias, ct):
+        result = layer(x, where, state, scale, bias, ct, axis_name="d", **options)
+        # With checked types the gradient of a replicated argument arrives summed.
+        return result if check_vma else summed(result, "d")
+
+    data, same, chosen = P("d"), P(), mesh(kind)
+    in_specs = (data, data, same, same, same, data)
+    mapped = jax.shard_map(
+        one,
+        mesh=chosen,
+        in_specs=in_specs,
+        out_specs=(data, same, (data, same, same)),
+        check_vma=check_vma,
+    )
+    args = (x, where, state, scale, bias, ct)
+    placed = [
+        jax.device_put(arg, NamedSharding(chosen, spec))
+        for arg, spec in zip(args, in_specs, strict=True)
+    ]
+    return jax.jit(mapped)(*placed)
+
+
+def by_global_view(x, where, state, scale, bias, ct, *, kind, **options):
+    chosen = mesh(kind)
+    place = functools.partial(jax.device_put, device=NamedSharding(chosen, P("d")))
+    with jax.set_mesh(chosen):
+        replicated = jax.device_put((state, scale, bias), NamedSharding(chosen, P()))
+        run = jax.jit(functools.partial(layer, **options))
+        return run(place(x), place(where), *replicated, place(ct))
+
+
+MODES = {
+    "vmap": by_vmap,
+    "pmap": by_pmap,
+    **{
+        f"shard_map-{kind.name}-vma={vma}": functools.partial(
+            by_shard_map, kind=kind, check_vma=vma
+        )
+        for kind in (AxisType.Auto, AxisType.Explicit)
+        for vma in (True, False)
+    },
+    **{
+        f"global-{kind.name}": functools.partial(by_global_view, kind=kind)
+        for kind in (AxisType.Auto, AxisType.Explicit)
+    },
+}
+NAMED = [mode for mode in MODES if not mode.startswith("global")]
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("mode", MODES)
+def test_uneven_and_empty_replicas_equal_one_device(mode, activation):
+    args = case()
+    want = layer(*args, activation=activation)
+    got = MODES[mode](*args, activation=activation)
+    chex.assert_trees_all_close(jax.device_get(got), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_mask_all_modes_equal_one_device(mode):
+    x, where, *rest = case()
+    args = (x, jnp.ones_like(where), *rest)
+    chex.assert_trees_all_close(
+        jax.device_get(MODES[mode](*args)), layer(*args), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_valid_anywhere_is_finite_and_leaves_the_state(mode):
+    x, where, state, *rest = case()
+    y, new, gradients = MODES[mode](x, jnp.zeros_like(where), state, *rest)
+    chex.assert_tree_all_finite((y, gradients))
+    chex.assert_trees_all_equal(jax.device_get(new), jax.device_get(state))
+
+
+@pytest.mark.parametrize(
+    ("mode", "offset"),
+    [
+        *((mode, offset) for mode in MODES for offset in (0.0, 1e5)),
+        *(("global-Auto", offset) for offset in (10.0, 1e2, 1e3, 1e4)),
+    ],
+)
+def test_statistics_far_from_zero_are_right_at_the_first_step(mode, offset):
+    x, where, _, scale, bias, ct = case(offset)
+    state = jaxbn.init_state(CHANNELS)
+    y, new, _ = MODES[mode](x, where, state, scale, bias, ct)
+    valid = np.asarray(x, np.float64)[np.asarray(where)]
+    mean, var = valid.mean(0), valid.var(0)
+    want = (np.asarray(x, np.float64) - mean) / np.sqrt(var + 1e-5)
+    want = want * np.asarray(scale) + np.asarray(bias)
+    np.testing.assert_allclose(y, want, rtol=0, atol=5e-6 if offset == 0 else 1e-4)
+    np.testing.assert_allclose(new.var, var, rtol=1e-5)
+
+
+def grouped(mode, x, where, state, scale, bias, ct):
+    """y and gradients; the state of a group stays on its devices."""
+
+    def one(x, where, ct):
+        options = {"axis_name": "d", "axis_groups": GROUPS}
+        result = layer(x, where, state, scale, bias, ct, **options)
+        if "True" not in mode:
+            result = summed(result, "d")
+        return result[0], *result[2]
+
+    def one_shard(x, where, ct):
+        y, dx, *rest = one(x[0], where[0], ct[0])
+        return y[None], dx[None], *rest
+
+    out_axes = (0, 0, None, None)
+    if mode == "vmap":
+        return jax.jit(jax.vmap(one, axis_name="d", out_axes=out_axes))(x, where, ct)
+    if mode == "pmap":
+        return jax.pmap(one, axis_name="d", out_axes=out_axes)(x, where, ct)
+    mapped = jax.shard_map(
+        one_shard,
+        mesh=mesh(AxisType.Auto),
+        in_specs=P("d"),
+        out_specs=(P("d"), P("d"), P(), P()),
+        check_vma="True" in mode,
+    )
+    return jax.jit(mapped)(x, where, ct)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("mode", [mode for mode in NAMED if "Explicit" not in mode])
+def test_groups_share_statistics_among_their_own_members(mode, offset):
+    x, where, state, scale, bias, ct = case()
+    # Only the last group is far from the running mean: all must still agree to look
+    # again, or a device waits for ever.
+    x = x.at[jnp.asarray(GROUPS[-1])].add(offset)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    y, dx, parts = np.zeros(x.shape), np.zeros(x.shape), []
+    for members in GROUPS:
+        i = jnp.asarray(members)
+        part = layer(x[i], where[i], state, scale, bias, ct[i])
+        y[members], dx[members] = part[0], part[2][0]
+        parts.append(part[2])
+    got_y, got_dx, *rest = grouped(mode, x, where, state, scale, bias, ct)
+    np.testing.assert_allclose(got_y, y, **tolerance)
+    np.testing.assert_allclose(got_dx, dx, **tolerance)
+    for got, index in zip(rest, (1, 2), strict=True):
+        np.testing.assert_allclose(got, sum(part[index] for part in parts), **tolerance)
+
+
+def test_several_axis_names_share_over_their_product():
+    x, where, state, scale, bias, ct = case()
+    want = layer(x, where, state, scale, bias, ct)
+
+    def one(x, where, ct):
+        result = layer(x, where, state, scale, bias, ct, axis_name=("a", "b"))
+        return summed(result, ("a", "b"))
+
+    out_axes = (0, None, (0, None, None))
+    inner = jax.vmap(one, axis_name="b", out_axes=out_axes)
+    outer = jax.vmap(inner, axis_name="a", out_axes=out_axes)
+    fold = lambda a: a.reshape(2, 4, *a.shape[1:])  # noqa: E731
+    y, new, (dx, *rest) = jax.jit(outer)(fold(x), fold(where), fold(ct))
+    got = (y.reshape(x.shape), new, (dx.reshape(x.shape), *rest))
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_steady_state_needs_one_all_reduce_forward_and_one_backward(check_vma, masked):
+    x, where, state, scale, bias, ct = case()
+
+    def one(x, where, state, scale, bias, ct):
+        mask = where[..., None] if masked else None
+
+        def forward(x, scale, bias):
+            return jaxbn.batch_norm(
+                x, state, scale, bias, where=mask, axis_name="d", activation="relu"
+            )
+
+        y, backward, new = jax.vjp(forward, x, scale, bias, has_aux=True)
+        return y, new, backward(ct)
+
+    data, same = P("d"), P()
+    out = (data, same, (data, same if check_vma else data, same if check_vma else data))
+    mapped = jax.shard_map(
+        one,
+        mesh=mesh(AxisType.Auto),
+        in_specs=(data, data, same, same, same, data),
+        out_specs=out,
+        check_vma=check_vma,
+    )
+    text = jax.jit(mapped).lower(x, where, state, scale, bias, ct).as_text()
+    steady, branches = outside_branches(text)
+    assert steady.count("stablehlo.all_reduce") == 2
+    # The second sum about the common mean, for a shift that was far off.
+    assert branches.count("stablehlo.all_reduce") == 1
+
+
+def outside_branches(text: str) -> tuple[str, str]:
+    """Splits lowered text into what always runs and what runs in a branch."""
+    steady, branches, depth, inside = [], [], 0, []
+    for line in text.splitlines():
+        if "stablehlo.case" in line:
+            inside.append(depth)
+        (branches if inside else steady).append(line)
+        depth += line.count("{") - line.count("}")
+        if inside and depth == inside[-1] and re.match(r"\s*}\)", line):
+            inside.pop()
+    return "\n".join(steady), "\n".join(branches)
+
+
+def test_an_unbound_axis_name_says_how_to_bind_it():
+    x, _, state, *_ = case()
+    with pytest.raises(ValueError, match=r"`axis_name` must be bound here, got 'gone'"):
+        jaxbn.batch_norm(x, state, axis_name="gone")
+
+
+@pytest.mark.parametrize("wrong", [[[0, 1]], [[0, 0, 1, 2, 3, 4, 5, 6]], [[8]]])
+def test_groups_that_are_no_partition_are_refused(wrong):
+    x, _, state, *_ = case()
+    call = functools.partial(
+        jaxbn.batch_norm, state=state, axis_name="d", axis_groups=wrong
+    )
+    with pytest.raises(ValueError, match="`axis_groups` must contain each position"):
+        jax.vmap(call, axis_name="d")(x)
+
+
+def test_groups_without_an_axis_name_are_refused():
+    x, _, state, *_ = case()
+    with pytest.raises(ValueError, match="`axis_groups` must come with `axis_name`"):
+        jaxbn.batch_norm(x, state, axis_groups=GROUPS)
+
+
+def test_moments_of_shards_equal_the_moments_of_all():
+    x, where, *_ = case(50.0)
+    got = jax.vmap(
+        lambda x, w: jaxbn.moments(x, where=w[:, None], axis_name="d"),
+        axis_name="d",
+        out_axes=None,
+    )(x, where)
+    want = jaxbn.moments(x, where=where[..., None])
+    chex.assert_trees_all_close(got, want, rtol=1e-5)
