@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+import jaxbn.backends
 from jaxbn.backends import xla
 from jaxbn.backends.contract import Kernels, statistics_type
 
 PLATFORM = "cpu"
-_LIBRARY = Path(__file__).with_name("_native.so")
+_LIBRARY = "_native.so"
 _TYPES = ("float16", "bfloat16", "float32", "float64")
 _ACTIVATIONS = {None: 0, jax.nn.relu: 1, jax.nn.relu6: 2, jax.nn.leaky_relu: 3}
 _LEAK = 0.01  # the default of jax.nn.leaky_relu
@@ -32,13 +33,16 @@ _PAYS = 1 << 16  # bytes of x below which a call costs more than it saves
 @functools.cache
 def missing() -> str | None:
     """Why the library cannot be used, or None; the first call loads it."""
-    if not _LIBRARY.exists():
+    # In an editable installation the library is beside a second copy of the package.
+    places = [Path(place) / _LIBRARY for place in jaxbn.backends.__path__]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
         return (
             "the library was not built, because the installation found no C++ compiler "
             "or has no kernels for this platform"
         )
     try:
-        library = ctypes.CDLL(str(_LIBRARY))
+        library = ctypes.CDLL(str(found))
         library.jaxbn_isa.restype = ctypes.c_char_p
         if not library.jaxbn_isa():
             return "JAXBN_NATIVE_ISA names no instruction set of this processor"
