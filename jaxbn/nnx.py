@@ -210,8 +210,8 @@ class BatchNorm(nnx.Module):
         """Sets the mode of a view made by `nnx.view`.
 
         Args:
-            use_running_average: normalize with the running statistics.
-        """
+          use_running_average: normalize with the running statistics.
+        """  # `nnx.view_info` reads arguments that are indented by two.
         if use_running_average is not None:
             self.use_running_average = use_running_average
 

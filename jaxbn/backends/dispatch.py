@@ -70,7 +70,10 @@ def choose(implementation: str | None, x: Array) -> str:
     known = implementations()
     if name not in known:
         names = ", ".join(map(repr, known))
-        raise ValueError(f"{source} must be one of {names}, got {name!r}.")
+        raise ValueError(
+            f"{source} must be one of {names}, got {name!r}. Leave it out for the "
+            "fastest that is right."
+        )
     if known[name] is not None:
         raise NotImplementedError(
             f"{source} {name!r} cannot run this call: {known[name]}. "

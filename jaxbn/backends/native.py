@@ -24,8 +24,8 @@ from jaxbn.backends.contract import Kernels, statistics_type
 PLATFORM = "cpu"
 _LIBRARY = "_native.so"
 _TYPES = ("float16", "bfloat16", "float32", "float64")
-_ACTIVATIONS = {None: 0, jax.nn.relu: 1, jax.nn.relu6: 2, jax.nn.leaky_relu: 3}
-_LEAK = 0.01  # the default of jax.nn.leaky_relu
+# Activations that the kernels know, with their upper bound.
+_BOUNDS = {None: 0.0, jax.nn.relu: math.nan, jax.nn.relu6: 6.0}
 _EXPAND, _GATE = 0, 1  # enum Form
 _PAYS = 1 << 16  # bytes of x below which a call costs more than it saves
 
@@ -112,7 +112,7 @@ def _suits(operands: _Operands, sizes, activation=None) -> bool:
         and operands.x.dtype.name in _TYPES
         and all(o is None or o.dtype == operands.x.dtype for o in full)
         and all(o is None or o.dtype == statistics_type(operands.x) for o in vectors)
-        and activation in _ACTIVATIONS
+        and activation in _BOUNDS
     )
 
 
@@ -121,8 +121,8 @@ def _call(target, results, operands: _Operands, sizes, activation=None, **attrib
         *(operand for operand in operands if operand is not None),
         present=np.int64(sum(1 << i for i, o in enumerate(operands) if o is not None)),
         sizes=np.array(sizes, np.int64),
-        activation=np.int64(_ACTIVATIONS[activation]),
-        leak=np.float64(_LEAK),
+        activation=np.int64(activation is not None),
+        high=np.float64(_BOUNDS[activation]),
         **attributes,
     )
 

@@ -11,6 +11,8 @@ from jaxbn.backends.contract import Kernels, statistics_type
 
 # A pass about `center` loses about eps * (1 + distance^2 / variance) of the variance.
 _ACCEPTED_SQUARED_DISTANCE = 16.0
+# A sum from which the center is taken at the end is rounded at the size of the center.
+_ACCEPTED_SQUARED_ROUNDING = 2.0**-20
 
 
 def along(vector: Array, like: Array, axes: tuple[int, ...]) -> Array:
@@ -33,13 +35,13 @@ def _moments(x, shift, count, where, *, axes, floor):
     wide = statistics_type(x)
     divisor = jnp.maximum(count, 1)
 
-    def about(center):
+    def about(center, *, exact):
         # XLA:CPU computes two reductions of one producer several times slower than
         # each alone, so the two differ: by a sign, and for 16 bits, whose values have
         # fewer digits than the sum, by leaving the center to the end.
         opposite = x.astype(wide) + along(-center, x, axes)
-        if x.dtype == wide:
-            distance = x - along(center, x, axes)
+        if exact:
+            distance = x.astype(wide) - along(center, x, axes)
             total = _select(where, distance).sum(rows(x, axes))
         else:
             total = _select(where, x).astype(wide).sum(rows(x, axes)) - count * center
@@ -47,20 +49,24 @@ def _moments(x, shift, count, where, *, axes, floor):
         square = _select(where, jnp.square(opposite)).sum(rows(x, axes))
         return center, delta, jnp.maximum(square - count * jnp.square(delta), 0)
 
-    center, delta, m2 = about(shift)
-    limit = _ACCEPTED_SQUARED_DISTANCE * (m2 + count * floor)
-    near = count * jnp.square(delta) <= limit
+    center, delta, m2 = about(shift, exact=x.dtype == wide)
+    spread = m2 + count * floor
+    near = count * jnp.square(delta) <= _ACCEPTED_SQUARED_DISTANCE * spread
+    if x.dtype != wide:
+        rounding = jnp.finfo(wide).eps * shift
+        near &= count * jnp.square(rounding) <= _ACCEPTED_SQUARED_ROUNDING * spread
     return lax.cond(
         jnp.all(near | ~jnp.isfinite(delta)),
         lambda: (center, delta, m2),
-        lambda: about(center + delta),
+        lambda: about(center + delta, exact=True),
     )
 
 
 def _sums(a, x, center, multiplier, where, *, axes):
     wide = statistics_type(x)
     total = _select(where, a.astype(wide)).sum(rows(x, axes))
-    product = a.astype(wide) * (x.astype(wide) - along(center, x, axes))
+    # An addition, for `expand` subtracts: XLA:CPU would store a shared distance.
+    product = a.astype(wide) * (x.astype(wide) + along(-center, x, axes))
     moment = _select(where, product).sum(rows(x, axes))
     if multiplier is None:
         return total, moment

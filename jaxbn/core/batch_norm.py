@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn.backends import dispatch
 from jaxbn.core import calculus, checks, sync
-from jaxbn.core.kernel import share_types
+from jaxbn.core.kernel import share_types, varying_axes
 from jaxbn.core.moments import (
     Centered,
     group_of,
@@ -141,7 +141,7 @@ def batch_norm(
     where = checks.mask(where, x)
     checks.enough_values(known_count(x, where, layer.members, axes), unbiased=unbiased)
     inputs = _Inputs(
-        x if where is None else _without_masked_nonfinite(x, where),
+        x,
         checks.vector("scale", scale, x, axes),
         checks.vector("bias", bias, x, axes),
         checks.residual(residual, x),
@@ -161,9 +161,13 @@ def batch_norm(
     return y, new_state
 
 
-def _without_masked_nonfinite(x: Array, where: Array) -> Array:
+def _without_masked_nonfinite(inputs: _Inputs) -> _Inputs:
     """Zero instead of NaN or infinity where masked: 0 * NaN would reach gradients."""
-    return jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    x, where = inputs.x, inputs.where
+    if where is None:
+        return inputs
+    finite = where | jnp.isfinite(x)
+    return inputs._replace(x=jnp.where(finite, x, jnp.zeros((), x.dtype)))
 
 
 def _statistics(layer: _Layer, inputs: _Inputs) -> Centered:
@@ -217,6 +221,7 @@ def _apply(layer: _Layer, inputs: _Inputs, by: _Coefficients) -> Array:
 
 def _composed(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     """y and the moments of the batch, differentiated stage by stage."""
+    inputs = _without_masked_nonfinite(inputs)
     batch = _statistics(layer, inputs)
     y = _apply(layer, inputs, _coefficients(layer, inputs, batch))
     return y, public(batch)
@@ -236,7 +241,8 @@ def _tangent(layer, primals, tangents):
     #   S0 = sum(dx) / n,   S1 = sum(dx (x - m)) / n.
     # Its transpose is the backward pass: one reduction over (dy, x), one all-reduce,
     # one elementwise map.
-    (inputs,) = primals
+    # Inside the rule, so that only one array of the size of x is kept.
+    inputs = _without_masked_nonfinite(*primals)
     change = _without_symbolic_zeros(*tangents)
     batch = _statistics(layer, inputs)
     by = _coefficients(layer, inputs, batch)
@@ -247,7 +253,7 @@ def _tangent(layer, primals, tangents):
         dz, s0, s1 = calculus.sums(
             change.x, x, by.center, by.slope, inputs.where, **layer.kernel
         )
-        s0, s1 = sync.total(jnp.stack([s0, s1]), layer.members)
+        s0, s1 = sync.totals((s0, s1), layer.members)
         n = jnp.maximum(batch.count, 1)
         s1 = s1 - by.delta * s0
         d_slope, d_offset = -by.slope * by.inverse**2 * s1 / n, -by.slope * s0 / n
@@ -255,8 +261,7 @@ def _tangent(layer, primals, tangents):
         d_slope = d_slope + change.scale * by.inverse
     if change.bias is not None:
         d_offset = d_offset + change.bias
-    # One cast for both, so that one all-reduce carries both cotangents.
-    both, _ = share_types([jnp.stack([d_slope, d_offset - d_slope * by.delta]), x])
+    both = _cast_together((d_slope, d_offset - d_slope * by.delta), x)
     (dz,) = calculus.expand(dz, None, *both, x, by.center, None, **layer.kernel)
     if change.residual is not None:
         dz = dz + change.residual
@@ -266,6 +271,13 @@ def _tangent(layer, primals, tangents):
             dz, *inputs_of_gate, activation=layer.activation, **layer.kernel
         )
     return (y, moments), (dz, jax.tree.map(jnp.zeros_like, moments))
+
+
+def _cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+    """Casts vectors to the type of `x` as one: one all-reduce sums their cotangents."""
+    if not varying_axes(x):
+        return vectors
+    return tuple(share_types([jnp.stack(vectors), x])[0])
 
 
 def _without_symbolic_zeros(change: _Inputs) -> _Inputs:

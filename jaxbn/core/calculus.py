@@ -11,6 +11,7 @@ primitives themselves and lax, so derivatives of every order exist.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
@@ -35,6 +36,15 @@ def _zeros(values):
 def _total(terms):
     terms = [term for term in terms if term is not None]
     return sum(terms[1:], terms[0]) if terms else None
+
+
+def _saved(x):
+    """`x` as the backward pass finds it.
+
+    Without the barrier XLA shares conversions of `x` between the two passes and keeps
+    them in float32 instead of `x`: a sixth more memory for a ResNet-50 in bfloat16.
+    """
+    return lax.optimization_barrier(x)
 
 
 def _scale(full, vector, params):
@@ -93,6 +103,7 @@ def _sums_transpose(cotangents, a, x, center, multiplier, where, **params):
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
     if _is_zero(scaled):
         scaled = multiplier = None
+    x = _saved(x)
     back = expand(scaled, multiplier, moment, total, x, center, where, **params)
     return [*back, None, None, None, None]
 
@@ -141,7 +152,7 @@ def _expand_transpose(
         back = ct if multiplier is None else _scale(ct, multiplier, params)
         return [back, *[None] * 6]
     keep = multiplier if wants_a else None
-    *scaled, total, moment = sums(ct, x, center, keep, where, **params)
+    *scaled, total, moment = sums(ct, _saved(x), center, keep, where, **params)
     back = (scaled[0] if scaled else ct) if wants_a else None
     d_slope = moment if ad.is_undefined_primal(slope) else None
     d_offset = total if ad.is_undefined_primal(offset) else None
@@ -170,9 +181,13 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
     return out, [_total(terms)] if terms else _zeros(out)
 
 
-def _gate_transpose(cotangents, dy, *inputs, **params):
+def _gate_transpose(cotangents, dy, x, *inputs, **params):
     assert ad.is_undefined_primal(dy)
-    return [*gate(*cotangents, *inputs, **params), *[None] * len(inputs)]
+    return [
+        *gate(*cotangents, _saved(x), *inputs, **params),
+        None,
+        *[None] * len(inputs),
+    ]
 
 
 moments.define_derivatives(_moments_jvp)

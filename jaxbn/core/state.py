@@ -96,8 +96,10 @@ def update(
     weight = _weight(momentum, count, debias=debias)
 
     def average(old, new, where):
-        mixed = (1 - weight) * old + weight * new
-        return jnp.where(where, mixed, old).astype(old.dtype)
+        # The state may be narrower or wider than the moments.
+        with jax.numpy_dtype_promotion("standard"):
+            mixed = (1 - weight) * old + weight * new
+        return jnp.where(where, mixed.astype(old.dtype), old)
 
     return BatchNormState(
         average(state.mean, moments.mean, taken),

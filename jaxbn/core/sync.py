@@ -24,9 +24,11 @@ class Members(NamedTuple):
     groups: Groups | None = None
 
 
-def total(values: Array, members: Members | None) -> Array:
-    """The sum of `values` over the members of this group, in one all-reduce."""
-    return values if members is None else own(total_by_group(values, members), members)
+def totals(vectors: tuple[Array, ...], members: Members | None) -> tuple[Array, ...]:
+    """The sums of some vectors over the members of this group, in one all-reduce."""
+    if members is None:
+        return vectors
+    return tuple(own(total_by_group(jnp.stack(vectors), members), members))
 
 
 def total_by_group(values: Array, members: Members) -> Array:

@@ -45,14 +45,14 @@ using Sizes = ffi::Span<const int64_t>;
 // Operands in the order of Slot, those of `present` (a bit for each slot).
 // `sizes` are batch, outer, channels, inner, batch and repeat of where.
 std::string read(Call& call, ffi::RemainingArgs& args, int64_t present, Sizes sizes,
-                 int64_t activation, double leak) {
+                 int64_t activation, double high) {
   if (loops() == nullptr) return "JAXBN_NATIVE_ISA names no instruction set of this machine";
   if (sizes.size() != 6) return "six sizes are needed";
   call.shape = {sizes[0], sizes[1], sizes[2], sizes[3]};
   call.where_batch = sizes[4];
   call.where_repeat = sizes[5];
   call.activation = activation;
-  call.leak = leak;
+  call.high = high;
   size_t next = 0;
   for (int slot = 0; slot < kSlots; ++slot) {
     if (!(present >> slot & 1)) continue;
@@ -64,10 +64,10 @@ std::string read(Call& call, ffi::RemainingArgs& args, int64_t present, Sizes si
 }
 
 ffi::Error run_moments(ffi::ThreadPool threads, int64_t present, Sizes sizes, int64_t activation,
-                       double leak, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> center,
+                       double high, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> center,
                        ffi::Result<ffi::AnyBuffer> delta, ffi::Result<ffi::AnyBuffer> m2) {
   Call call;
-  std::string error = read(call, args, present, sizes, activation, leak);
+  std::string error = read(call, args, present, sizes, activation, high);
   if (error.empty()) error = wrong_operands(call, {kX});
   for (auto result : {center, delta, m2})
     if (error.empty()) error = wrong_result(call, array_of(*result), false);
@@ -80,17 +80,17 @@ ffi::Error run_moments(ffi::ThreadPool threads, int64_t present, Sizes sizes, in
 }
 
 ffi::Error run_sums(ffi::ThreadPool threads, int64_t present, Sizes sizes, int64_t activation,
-                    double leak, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> total,
+                    double high, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> total,
                     ffi::Result<ffi::AnyBuffer> moment) {
   Call call;
-  std::string error = read(call, args, present, sizes, activation, leak);
+  std::string error = read(call, args, present, sizes, activation, high);
   if (error.empty()) error = wrong_operands(call, {kX, kA, kCenter});
   if (error.empty() && activation != 0) error = wrong_operands(call, {kGateSlope, kGateOffset});
   for (auto result : {total, moment})
     if (error.empty()) error = wrong_result(call, array_of(*result), false);
   if (!error.empty()) return invalid(error);
   XlaPool pool(threads);
-  const Reduction reduction{call.type(),   Activation(activation), leak,
+  const Reduction reduction{call.type(),   Activation(activation), high,
                             call.data(kX), call.data(kA),          call.vectors()};
   sums({loops(), &pool}, reduction, call.shape, call.where(), total->untyped_data(),
        moment->untyped_data());
@@ -98,10 +98,10 @@ ffi::Error run_sums(ffi::ThreadPool threads, int64_t present, Sizes sizes, int64
 }
 
 ffi::Error run_map(ffi::ThreadPool threads, int64_t present, Sizes sizes, int64_t activation,
-                   double leak, int64_t form, ffi::RemainingArgs args,
+                   double high, int64_t form, ffi::RemainingArgs args,
                    ffi::Result<ffi::AnyBuffer> y) {
   Call call;
-  std::string error = read(call, args, present, sizes, activation, leak);
+  std::string error = read(call, args, present, sizes, activation, high);
   if (error.empty()) error = wrong_operands(call, {kX, kCenter});
   if (error.empty()) error = wrong_result(call, array_of(*y), true);
   if (error.empty() && Form(form) == Form::kExpand) {
@@ -115,7 +115,7 @@ ffi::Error run_map(ffi::ThreadPool threads, int64_t present, Sizes sizes, int64_
   }
   if (!error.empty()) return invalid(error);
   XlaPool pool(threads);
-  const Map operation{call.type(),   Form(form),           Activation(activation), leak,
+  const Map operation{call.type(),   Form(form),           Activation(activation), high,
                       call.data(kX), call.data(kA),        call.data(kResidual),   y->untyped_data(),
                       call.vectors(), false};
   map({loops(), &pool}, operation, call.shape, call.where());
@@ -128,7 +128,7 @@ auto common() {
       .Attr<int64_t>("present")
       .Attr<Sizes>("sizes")
       .Attr<int64_t>("activation")
-      .Attr<double>("leak");
+      .Attr<double>("high");
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ std::string wrong_operands(const Call& call, std::initializer_list<Slot> needed)
   const Shape& shape = call.shape;
   if (shape.batch < 0 || shape.outer < 0 || shape.channels < 0 || shape.inner < 0)
     return "sizes must not be negative";
-  if (call.activation < 0 || call.activation > int(Activation::kLeakyRelu))
+  if (call.activation < 0 || call.activation > int(Activation::kClamp))
     return "unknown activation";
   for (Slot slot : needed)
     if (!call.operands[slot].present) return std::string(kNames[slot]) + " is missing";

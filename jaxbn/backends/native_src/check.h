@@ -26,7 +26,7 @@ struct Call {
   Shape shape;
   int64_t where_batch, where_repeat;
   int64_t activation;
-  double leak;
+  double high;
 
   Type type() const { return static_cast<Type>(operands[kX].type); }
   const void* data(Slot slot) const { return operands[slot].data; }

@@ -217,7 +217,7 @@ using RunLoop = void (*)(const Reduction&, const Runs&, Partial*);
 
 Reduction moved(const Reduction& r, int64_t offset, const Vectors& vectors) {
   const int64_t bytes = bytes_of(r.type);
-  return {r.type, r.gate, r.leak, at(r.x, offset, bytes), at(r.a, offset, bytes), vectors};
+  return {r.type, r.gate, r.high, at(r.x, offset, bytes), at(r.a, offset, bytes), vectors};
 }
 
 // Features last: items are (batch index, tile of channels, chunk of rows).

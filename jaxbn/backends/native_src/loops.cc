@@ -40,40 +40,30 @@ JAXBN_INLINE bool counts(const Mask& mask, int64_t row) {
 // ---- elementwise -----------------------------------------------------------------
 
 template <Activation kActivation, class V, class A>
-JAXBN_INLINE V activate(V z, A leak) {
-  const V zero{};
-  if constexpr (kActivation == Activation::kRelu) return z < zero ? zero : z;
-  if constexpr (kActivation == Activation::kRelu6) {
-    const V six = zero + A(6);
-    V below = z < zero ? zero : z;
-    return below > six ? six : below;
-  }
-  if constexpr (kActivation == Activation::kLeakyRelu) return z >= zero ? z : z * leak;
-  return z;
+JAXBN_INLINE V activate(V z, A high) {
+  if constexpr (kActivation == Activation::kNone) return z;
+  const V zero{}, bound = zero + high;
+  const V above = z < zero ? zero : z;
+  return above > bound ? bound : above;
 }
 
 // value * activation'(g)
 template <Activation kActivation, class V, class A>
-JAXBN_INLINE V gated(V value, V g, A leak) {
-  const V zero{};
-  if constexpr (kActivation == Activation::kRelu) return g > zero ? value : zero;
-  if constexpr (kActivation == Activation::kRelu6) {
-    const V six = zero + A(6);
-    V above = g > zero ? value : zero;
-    return g < six ? above : zero;
-  }
-  if constexpr (kActivation == Activation::kLeakyRelu) return g >= zero ? value : value * leak;
-  return value;
+JAXBN_INLINE V gated(V value, V g, A high) {
+  if constexpr (kActivation == Activation::kNone) return value;
+  const V zero{}, bound = zero + high;
+  const V above = g > zero ? value : zero;
+  return g >= bound ? zero : above;
 }
 
 template <Activation kActivation, class A>
-JAXBN_INLINE Pair<A> activate(Pair<A> z, A leak) {
-  return {activate<kActivation>(z.lo, leak), activate<kActivation>(z.hi, leak)};
+JAXBN_INLINE Pair<A> activate(Pair<A> z, A high) {
+  return {activate<kActivation>(z.lo, high), activate<kActivation>(z.hi, high)};
 }
 
 template <Activation kActivation, class A>
-JAXBN_INLINE Pair<A> gated(Pair<A> value, Pair<A> g, A leak) {
-  return {gated<kActivation>(value.lo, g.lo, leak), gated<kActivation>(value.hi, g.hi, leak)};
+JAXBN_INLINE Pair<A> gated(Pair<A> value, Pair<A> g, A high) {
+  return {gated<kActivation>(value.lo, g.lo, high), gated<kActivation>(value.hi, g.hi, high)};
 }
 
 // What of a Map is known when it is compiled.
@@ -93,7 +83,7 @@ template <class V> struct Channel {
 };
 
 template <class K, class V, class A>
-JAXBN_INLINE V mapped(V x, V a, V residual, const Channel<V>& by, A leak) {
+JAXBN_INLINE V mapped(V x, V a, V residual, const Channel<V>& by, A high) {
   const V distance = x - by.center;
   V g{}, z{};
   if constexpr (K::kGates) g = distance * by.gate_slope + by.gate_offset;
@@ -101,11 +91,11 @@ JAXBN_INLINE V mapped(V x, V a, V residual, const Channel<V>& by, A leak) {
   if constexpr (K::kAffine) z = distance * by.slope + by.offset;
   if constexpr (K::kForm == Form::kExpand) {
     if constexpr (K::kReadsA) z = z + a * by.multiplier;
-    return activate<K::kActivation>(z, leak);
+    return activate<K::kActivation>(z, high);
   } else if constexpr (K::kForm == Form::kGate) {
-    return gated<K::kActivation>(a, g, leak);
+    return gated<K::kActivation>(a, g, high);
   } else {
-    return gated<K::kActivation>(a, g, leak) * by.multiplier + z;
+    return gated<K::kActivation>(a, g, high) * by.multiplier + z;
   }
 }
 
@@ -123,14 +113,14 @@ JAXBN_INLINE Channel<Pair<A>> channels_at(const Vectors& v, int64_t unit) {
 
 template <class K, class A>
 JAXBN_INLINE Pair<A> mapped(Pair<A> x, Pair<A> a, Pair<A> residual,
-                            const Channel<Pair<A>>& by, A leak) {
+                            const Channel<Pair<A>>& by, A high) {
   using V = typename Vector<A>::Type;
   const Channel<V> lo{by.center.lo, by.slope.lo, by.offset.lo,
                       by.multiplier.lo, by.gate_slope.lo, by.gate_offset.lo};
   const Channel<V> hi{by.center.hi, by.slope.hi, by.offset.hi,
                       by.multiplier.hi, by.gate_slope.hi, by.gate_offset.hi};
-  return {mapped<K>(x.lo, a.lo, residual.lo, lo, leak),
-          mapped<K>(x.hi, a.hi, residual.hi, hi, leak)};
+  return {mapped<K>(x.lo, a.lo, residual.lo, lo, high),
+          mapped<K>(x.hi, a.hi, residual.hi, hi, high)};
 }
 
 template <class T, class K> struct Pointers {
@@ -145,37 +135,37 @@ template <class T, class K> struct Pointers {
 
 template <class T, class K, bool kStream>
 JAXBN_INLINE void map_unit(const Pointers<T, K>& p, const Channel<Pair<typename Access<T>::A>>& by,
-                           typename Access<T>::A leak) {
+                           typename Access<T>::A high) {
   Pair<typename Access<T>::A> a{}, residual{};
   if constexpr (K::kReadsA) a = Access<T>::read(p.a);
   if constexpr (K::kReadsResidual) residual = Access<T>::read(p.residual);
-  Access<T>::template write<kStream>(p.y, mapped<K>(Access<T>::read(p.x), a, residual, by, leak));
+  Access<T>::template write<kStream>(p.y, mapped<K>(Access<T>::read(p.x), a, residual, by, high));
 }
 
 template <class T, class K>
 JAXBN_INLINE void map_some(const Pointers<T, K>& p, const Channel<Pair<typename Access<T>::A>>& by,
-                           typename Access<T>::A leak, int64_t n) {
+                           typename Access<T>::A high, int64_t n) {
   Pair<typename Access<T>::A> a{}, residual{};
   if constexpr (K::kReadsA) a = read_some(p.a, n);
   if constexpr (K::kReadsResidual) residual = read_some(p.residual, n);
-  write_some(p.y, mapped<K>(read_some(p.x, n), a, residual, by, leak), n);
+  write_some(p.y, mapped<K>(read_some(p.x, n), a, residual, by, high), n);
 }
 
 template <class T, class K, bool kStream, int kRows>
 JAXBN_INLINE void map_group(const Map& map, const Pointers<T, K>& first, const Rows& rows) {
   using A = typename Access<T>::A;
   constexpr int unit = Access<T>::kUnit;
-  const A leak = A(map.leak);
+  const A high = A(map.high);
   const int64_t units = rows.width / unit, rest = rows.width % unit;
   for (int64_t u = 0; u < units; ++u) {
     const auto by = channels_at<K, A>(map.vectors, u);
     for (int r = 0; r < kRows; ++r)
-      map_unit<T, K, kStream>(first.at(r * rows.stride + u * unit), by, leak);
+      map_unit<T, K, kStream>(first.at(r * rows.stride + u * unit), by, high);
   }
   if (rest == 0) return;
   const auto by = channels_at<K, A>(map.vectors, units);
   for (int r = 0; r < kRows; ++r)
-    map_some<T, K>(first.at(r * rows.stride + units * unit), by, leak, rest);
+    map_some<T, K>(first.at(r * rows.stride + units * unit), by, high, rest);
 }
 
 // A row that the mask leaves out has z = 0: only the other operand passes.
@@ -212,7 +202,7 @@ template <class T, class K, bool kStream> void map_rows_as(const Map& map, const
 template <class T, class K, bool kStream> void map_run(const Map& map, const Runs& runs) {
   using A = typename Access<T>::A;
   constexpr int unit = Access<T>::kUnit;
-  const A leak = A(map.leak);
+  const A high = A(map.high);
   const Pointers<T, K> base{static_cast<const T*>(map.x), static_cast<const T*>(map.a),
                             static_cast<const T*>(map.residual), static_cast<T*>(map.y)};
   const auto value = [](const void* p, int64_t c) {
@@ -231,10 +221,10 @@ template <class T, class K, bool kStream> void map_run(const Map& map, const Run
       const int64_t head = past == 0 ? 0 : JAXBN_BYTES / int64_t(sizeof(T)) - past;
       i = head < runs.length ? head : runs.length;
       for (int64_t j = 0; j < i; j += unit)
-        map_some<T, K>(p.at(j), by, leak, i - j < unit ? i - j : unit);
+        map_some<T, K>(p.at(j), by, high, i - j < unit ? i - j : unit);
     }
-    for (; i + unit <= runs.length; i += unit) map_unit<T, K, kStream>(p.at(i), by, leak);
-    if (i < runs.length) map_some<T, K>(p.at(i), by, leak, runs.length - i);
+    for (; i + unit <= runs.length; i += unit) map_unit<T, K, kStream>(p.at(i), by, high);
+    if (i < runs.length) map_some<T, K>(p.at(i), by, high, runs.length - i);
   }
   if constexpr (kStream) finish_streams();
 }
@@ -338,7 +328,7 @@ void sums_rows_as(const Reduction& reduction, const Rows& rows, void* work, Part
   using K = Kind<Form::kGate, kGate, false>;
   constexpr int unit = Access<T>::kUnit;
   const T *x = static_cast<const T*>(reduction.x), *a = static_cast<const T*>(reduction.a);
-  const A leak = A(reduction.leak);
+  const A high = A(reduction.high);
   const int64_t units = rows.width / unit, rest = rows.width % unit;
   const int64_t padded = (units + (rest != 0)) * unit;
   A *s1 = static_cast<A*>(work), *s2 = s1 + padded;
@@ -352,7 +342,7 @@ void sums_rows_as(const Reduction& reduction, const Rows& rows, void* work, Part
   };
   const auto term = [=](Pair<A> values, Pair<A> points, const Channel<Pair<A>>& by) {
     if constexpr (kGate != Activation::kNone)
-      values = mapped<K>(points, values, Pair<A>{}, by, leak);
+      values = mapped<K>(points, values, Pair<A>{}, by, high);
     return Terms<A>{values, values * (points - by.center)};
   };
   int64_t offsets[kBlock], next = 0;
@@ -458,7 +448,7 @@ template <class T, Activation kGate>
 void sums_runs_as(const Reduction& reduction, const Runs& runs, Partial* out) {
   using A = typename Access<T>::A;
   using K = Kind<Form::kGate, kGate, false>;
-  const A leak = A(reduction.leak);
+  const A high = A(reduction.high);
   const Vectors& v = reduction.vectors;
   for (int64_t c = 0; c < runs.channels; ++c) {
     const T* x = static_cast<const T*>(reduction.x) + c * runs.length;
@@ -471,7 +461,7 @@ void sums_runs_as(const Reduction& reduction, const Runs& runs, Partial* out) {
     }
     const auto term = [&](Pair<A> values, Pair<A> points) {
       if constexpr (kGate != Activation::kNone)
-        values = mapped<K>(points, values, Pair<A>{}, by, leak);
+        values = mapped<K>(points, values, Pair<A>{}, by, high);
       return Terms<A>{values, values * (points - by.center)};
     };
     add_run<T>(
@@ -504,9 +494,7 @@ template <Activation k> struct Constant { static constexpr Activation value = k;
 template <class F> JAXBN_INLINE void with_activation(Activation activation, const F& f) {
   switch (activation) {
     case Activation::kNone: return f(Constant<Activation::kNone>{});
-    case Activation::kRelu: return f(Constant<Activation::kRelu>{});
-    case Activation::kRelu6: return f(Constant<Activation::kRelu6>{});
-    case Activation::kLeakyRelu: return f(Constant<Activation::kLeakyRelu>{});
+    case Activation::kClamp: return f(Constant<Activation::kClamp>{});
   }
 }
 

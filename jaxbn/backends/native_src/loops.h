@@ -12,7 +12,9 @@
 namespace jaxbn {
 
 enum class Type : int { kF16, kBF16, kF32, kF64 };
-enum class Activation : int { kNone, kRelu, kRelu6, kLeakyRelu };
+// kClamp is min(max(z, 0), high), without the upper bound where `high` is NaN; its
+// derivative is one strictly inside.
+enum class Activation : int { kNone, kClamp };
 
 // One byte for each `repeat` rows; no data: all rows count.
 struct Mask {
@@ -41,7 +43,7 @@ struct Map {
   Type type;
   Form form;
   Activation activation;
-  double leak;         // slope of kLeakyRelu below zero
+  double high;
   const void* x;
   const void* a;         // or null
   const void* residual;  // or null
@@ -53,7 +55,7 @@ struct Map {
 struct Reduction {
   Type type;
   Activation gate;  // of `a`: sums of a * d(g)
-  double leak;
+  double high;
   const void* x;
   const void* a;  // null for moments
   Vectors vectors;

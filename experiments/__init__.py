@@ -1,0 +1,1 @@
+"""Runs that measure what the package claims: python -m experiments COMMAND."""

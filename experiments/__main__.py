@@ -1,0 +1,98 @@
+"""The command line: python -m experiments COMMAND [options].
+
+Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130
+interrupted.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.errors import UserError
+
+
+class Command(NamedTuple):
+    """A module with `main(config) -> int | None`, loaded when the command is asked for.
+
+    One whose config has `resume` also has `stored(config)`, which returns the config
+    that an earlier run began with.
+    """
+
+    module: str
+    config: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command(
+        "experiments.train",
+        "TrainConfig",
+        "trains a small residual net with and without a normalization",
+    ),
+    "bench": Command(
+        "experiments.bench",
+        "BenchConfig",
+        "times every implementation, next to other libraries",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    name, *options = list(sys.argv[1:] if arguments is None else arguments) or [
+        "--help"
+    ]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    try:
+        return _run(name, options)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as end:  # --help of a command
+        return int(end.code or 0)
+
+
+def _run(name: str, options: list[str]) -> int:
+    if name not in COMMANDS:
+        known = ", ".join(map(repr, COMMANDS))
+        raise UserError(
+            f"The command must be one of {known}, got {name!r}. "
+            "See python -m experiments --help."
+        )
+    command, prog = COMMANDS[name], f"python -m experiments {name}"
+    try:
+        parse = importlib.import_module("experiments.options").parse
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"`{name}` must find the packages it uses, but there is {error}. "
+            'Install them: pip install "jaxbn[experiments,peers]".'
+        ) from error
+    kind = getattr(module, command.config)
+    config = parse(kind, options, prog=prog)
+    if getattr(config, "resume", False):
+        config = parse(kind, options, prog=prog, default=module.stored(config))
+    return module.main(config) or 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:8} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m experiments COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "Options of a command: python -m experiments COMMAND --help",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

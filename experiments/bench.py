@@ -1,0 +1,70 @@
+"""python -m experiments bench WHAT: jaxbn beside other libraries, in one run.
+
+Prints a Markdown table and writes `WHAT.json` with the environment.
+"""
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import environment, files
+from experiments.errors import UserError
+
+# The C library otherwise returns large buffers to the kernel after every call, and
+# all frameworks spend up to half their time on page faults.
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measures jaxbn and other libraries in one run."""
+
+    what: Annotated[Literal["accuracy", "layer", "memory"], tyro.conf.Positional] = (
+        "accuracy"
+    )
+    """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of
+    forward and backward on the activations of ResNet-50; memory: bytes of a ResNet-50
+    training step."""
+    quick: bool = False
+    """Fewer shapes and rounds: about a minute."""
+    batch: int = 8
+    """Examples a batch, for `layer` and `memory`."""
+    out: Path = Path("runs/bench")
+    """Directory of the results."""
+
+
+def main(config: BenchConfig) -> int:
+    """Runs one benchmark."""
+    if config.batch < 1:
+        raise UserError(f"`--batch` must be positive, got {config.batch}. Use 8 or 32.")
+    if config.what == "layer" and not _tuned():
+        os.environ.update(_ALLOCATOR)
+        os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
+    module = importlib.import_module(f"experiments.bench_{config.what}")
+    record, table = module.measure(config)
+    record["environment"] = environment.describe()
+    record["allocator"] = "tuned: large buffers are reused" if _tuned() else "default"
+    config.out.mkdir(parents=True, exist_ok=True)
+    files.write_json(config.out / f"{config.what}.json", record)
+    print(table)
+    print(f"\nnumbers: {config.out / config.what}.json")
+    return 0
+
+
+def _tuned() -> bool:
+    return all(os.environ.get(name) == value for name, value in _ALLOCATOR.items())
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

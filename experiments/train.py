@@ -1,0 +1,152 @@
+"""Compares training with and without a normalization, from the same start.
+
+Run: python -m experiments train      (about 40 seconds on 2 cores)
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments import checkpoint, environment, files, results
+from experiments.config import (
+    TrainConfig,
+    check,
+    check_new,
+    check_unchanged,
+    fingerprint,
+    stored,
+    to_json,
+)
+from experiments.data import Data, load
+from experiments.errors import UserError
+from experiments.interrupt import Interrupt
+from experiments.loop import Loop, Scores, TrainState, optimizer
+from experiments.models import ResidualNet
+from experiments.progress import StepProgress
+from experiments.run import Run
+
+__all__ = ["TrainConfig", "main", "stored"]
+
+_SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+
+def main(config: TrainConfig) -> int:
+    """Trains, writes and prints the results, and returns the exit code."""
+    check(config)
+    if config.resume:
+        check_unchanged(config, stored(config))
+    else:
+        check_new(config.out)
+    data = load(config.data, starts=config.starts, seed=config.seed)
+    loops = make_loops(config, data)
+    with Interrupt() as interrupt:
+        run = _resume(config, loops) if config.resume else _begin(config, loops)
+        if run.step == config.steps and results.written(config.out):
+            print(f"nothing left to do: the run took all of its {config.steps} steps")
+            return 0
+        try:
+            _train(config, loops, run, interrupt)
+        except KeyboardInterrupt:
+            return _interrupted(config)
+        if run.step < config.steps:
+            return _interrupted(config)
+        print(results.write(config, run, data))
+    return 0
+
+
+def make_loops(config: TrainConfig, data: Data) -> dict[str, Loop]:
+    """Returns the loop of each arm; the arms differ in the normalization alone."""
+    tx = optimizer(config.optimizer, config.lr)
+    arms = dict.fromkeys((config.norm, "none"))
+    return {norm: Loop(ResidualNet(norm), tx, data, config.batch_size) for norm in arms}
+
+
+def _begin(config: TrainConfig, loops: dict[str, Loop]) -> Run:
+    run = Run({arm: loop.init(config.seed) for arm, loop in loops.items()})
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        _save(config, run)
+        files.write_json(config.out / "environment.json", environment.describe())
+        files.write_json(config.out / "config.json", to_json(config))
+    except OSError as error:
+        raise UserError(
+            f"`--out` must be a directory that can be written, got '{config.out}': "
+            f"{error.strerror}. Pass another one."
+        ) from error
+    return run
+
+
+def _resume(config: TrainConfig, loops: dict[str, Loop]) -> Run:
+    like = {arm: loop.shapes() for arm, loop in loops.items()}
+    return checkpoint.restore(config.out, like, fingerprint=fingerprint(config))
+
+
+def _save(config: TrainConfig, run: Run) -> None:
+    checkpoint.save(config.out, run, fingerprint=fingerprint(config))
+    files.write_lines(config.out / "metrics.jsonl", run.rows)
+
+
+def _interrupted(config: TrainConfig) -> int:
+    step = checkpoint.latest_step(config.out)
+    print(
+        f"interrupted at step {step}; continue with: "
+        f"python -m experiments train --resume --out {shlex.quote(str(config.out))}",
+        file=sys.stderr,
+    )
+    return 130
+
+
+class _Calls(NamedTuple):
+    advance: Callable[[TrainState, jax.Array], tuple[TrainState, jax.Array]]
+    evaluate: Callable[[TrainState], Scores]
+
+
+def _train(
+    config: TrainConfig, loops: dict[str, Loop], run: Run, interrupt: Interrupt
+) -> None:
+    with StepProgress(config.steps, begin=run.step) as progress:
+        calls = {}
+        for arm, loop in loops.items():
+            progress.say(f"compiling the net with norm {arm}")
+            calls[arm] = _compile(run, arm, loop)
+        if not run.rows:
+            for arm in loops:
+                run.record(arm, calls[arm].evaluate(run.states[arm]), None)
+        progress.start_clock()
+        saved = time.monotonic()
+        while run.step < config.steps and not interrupt.requested:
+            stop = run.step - run.step % config.eval_every + config.eval_every
+            for arm in loops:
+                _advance(run, arm, calls[arm], min(stop, config.steps))
+            progress.update(run.step, _status(run, loops))
+            late = time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS
+            if late or interrupt.requested or run.step == config.steps:
+                _save(config, run)
+                saved = time.monotonic()
+
+
+def _compile(run: Run, arm: str, loop: Loop) -> _Calls:
+    state, begin = run.states[arm], time.perf_counter()
+    advance = Loop.advance.lower(loop, state, jnp.int32(0)).compile()
+    evaluate = Loop.evaluate.lower(loop, state).compile()
+    run.compile_seconds[arm] = time.perf_counter() - begin
+    return _Calls(advance, evaluate)
+
+
+def _advance(run: Run, arm: str, calls: _Calls, stop: int) -> None:
+    begin = time.perf_counter()
+    state, loss = calls.advance(run.states[arm], jnp.int32(stop))
+    run.states[arm] = jax.block_until_ready(state)
+    spent = time.perf_counter() - begin
+    run.train_seconds[arm] = run.train_seconds.get(arm, 0.0) + spent
+    run.record(arm, calls.evaluate(state), loss.tolist())
+
+
+def _status(run: Run, loops: dict[str, Loop]) -> str:
+    scores = (f"{arm} {100 * run.accuracy(arm):.1f} %" for arm in loops)
+    return "test accuracy: " + ", ".join(scores)

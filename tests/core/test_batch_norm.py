@@ -1,0 +1,479 @@
+"""The training layer: values, statistics however badly scaled, state and residuals."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxbn
+
+EPSILON = 1e-5
+train = jax.jit(
+    jaxbn.batch_norm, static_argnames=("axis", "activation", "epsilon", "momentum")
+)
+
+
+def draw(shape, seed=0, mean=0.0, std=1.0, dtype=np.float32):
+    values = np.random.default_rng(seed).normal(mean, std, shape)
+    return jnp.asarray(values.astype(dtype))
+
+
+def wiggle(features, seed=1):
+    """Scale and bias that are not one and zero."""
+    generator = np.random.default_rng(seed)
+    scale = generator.uniform(0.5, 2, features) * generator.choice([-1, 1], features)
+    return scale.astype(np.float32), generator.normal(size=features).astype(np.float32)
+
+
+def output_error(case, want):
+    """The absolute error allowed to `y`: rounded once, from inexact statistics."""
+    largest = 1 + np.abs(want).max(initial=0)
+    step = reference.unit_roundoff(case.x.real.dtype)
+    return largest * (2 * step + 4 * case.error)
+
+
+def assert_normalized(y, want, case, where=None):
+    error = np.abs(reference.wide(y) - want)
+    if where is not None:
+        error = np.where(where, error, 0)
+    assert (error <= output_error(case, want)).all(), error.max()
+
+
+@given(case=strategies.cases(strategies.ALL_FLOATS, masked=False), seed=st.just(1))
+def test_output_matches_the_float64_reference(case, seed):
+    scale, bias = wiggle(case.features, seed)
+    with jax.enable_x64(case.x.dtype == np.float64):
+        state = jaxbn.init_state(case.features)
+        y, _ = train(jnp.asarray(case.x), state, scale, bias, axis=case.axis)
+    assert y.dtype == case.x.dtype and y.shape == case.x.shape
+    assert_normalized(
+        y, reference.batch_norm(case.x, scale, bias, axis=case.axis), case
+    )
+
+
+def valid_channels(case):
+    """Where a channel has at least two values that are not all the same."""
+    count, _, m2 = reference.moments(case.x, **case.expected)
+    over = reference.rows(case.x, case.axis)
+    return np.expand_dims((count > 1) & (m2 > 0), over) & np.ones_like(case.x, bool)
+
+
+@given(case=strategies.cases(masked=True))
+def test_masked_output_matches_the_float64_reference(case):
+    scale, bias = wiggle(case.features)
+    state = jaxbn.init_state(case.features)
+    y, _ = train(jnp.asarray(case.x), state, scale, bias, **case.options)
+    want = reference.batch_norm(case.x, scale, bias, **case.expected)
+    # Masked rows are normalized too, but only valid ones bound the size of y.
+    assert_normalized(y, want, case, valid_channels(case))
+
+
+@given(case=strategies.cases(masked=True), bad=st.sampled_from([np.nan, -np.inf, 6e4]))
+def test_masked_values_reach_neither_output_nor_state(case, bad):
+    state = jaxbn.init_state(case.features)
+    spoiled = np.where(case.where, case.x, np.array(bad, case.x.dtype))
+    got, new = train(jnp.asarray(spoiled), state, **case.options)
+    want, expected = train(jnp.asarray(case.x), state, **case.options)
+    valid = np.broadcast_to(case.where, case.x.shape)
+    np.testing.assert_array_equal(np.asarray(got)[valid], np.asarray(want)[valid])
+    chex.assert_trees_all_equal(new, expected)
+
+
+@given(case=strategies.cases(masked=False), seed=strategies.seeds)
+def test_shuffling_the_rows_shuffles_the_output(case, seed):
+    row = reference.rows(case.x, case.axis)[0]
+    order = np.random.default_rng(seed).permutation(case.x.shape[row])
+    mixed = jnp.asarray(case.x.take(order, row))
+    got, _ = train(mixed, jaxbn.init_state(case.features), axis=case.axis)
+    want = reference.batch_norm(case.x, axis=case.axis).take(order, row)
+    assert_normalized(got, want, case)
+
+
+@given(
+    case=strategies.cases([np.dtype(np.float32)], masked=False),
+    factor=st.sampled_from([0.25, 1.0, 2.0, 64.0]),
+)
+def test_output_is_invariant_to_the_scale_of_the_input(case, factor):
+    # A power of two is exact in x; epsilon must follow it.
+    state = jaxbn.init_state(case.features)
+    epsilon = EPSILON * factor**2
+    got, _ = train(jnp.asarray(case.x * factor), state, axis=case.axis, epsilon=epsilon)
+    want = reference.batch_norm(case.x, axis=case.axis)
+    assert_normalized(got, want, case)
+
+
+def test_training_is_moments_then_normalize():
+    x, state = draw((16, 3), mean=2), jaxbn.init_state(3)
+    scale, bias = map(jnp.asarray, wiggle(3))
+    y, new = jaxbn.batch_norm(x, state, scale, bias)
+    batch = jaxbn.moments(x)
+    want = jaxbn.normalize(x, batch.mean, batch.m2 / batch.count, scale, bias)
+    chex.assert_trees_all_close(y, want, atol=32 * 2.0**-24 * jnp.abs(want).max())
+    chex.assert_trees_all_close(new, jaxbn.update(state, batch), rtol=32 * 2.0**-24)
+
+
+RATIOS = [0, 1e1, 1e2, 1e3, 1e4, 1e5]
+
+
+def contract(ratio):
+    """The error the contract allows: 5e-6 at 0, 1e-3 at 1e5, linear between."""
+    return 5e-6 + 1e-8 * ratio * (1 - 5e-3)
+
+
+def badly_centered(ratio, shape):
+    spread = 10.0 ** np.linspace(-3, 3, shape[-1])
+    values = np.random.default_rng(0).normal(ratio, 1, shape) * spread
+    return values.astype(np.float32)
+
+
+def worst_error(y, x):
+    # Where std < 1 epsilon would hide errors: the variance is much larger here.
+    return np.abs(y - reference.batch_norm(x, epsilon=EPSILON)).max()
+
+
+@pytest.mark.parametrize("rows", [8, 4096])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_first_step_is_right_however_far_the_mean_is(ratio, rows):
+    x = badly_centered(ratio, (rows, 7))
+    y, _ = jaxbn.batch_norm(jnp.asarray(x), jaxbn.init_state(7))
+    assert worst_error(y, x) <= contract(ratio)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_later_steps_are_right_however_far_the_mean_is(ratio):
+    x = badly_centered(ratio, (512, 7))
+    _, state = jaxbn.batch_norm(jnp.asarray(x), jaxbn.init_state(7))
+    y, _ = jaxbn.batch_norm(jnp.asarray(x[:256]), state)
+    assert worst_error(y, x[:256]) <= contract(ratio)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_state_from_elsewhere_costs_no_accuracy(ratio):
+    x = badly_centered(ratio, (512, 7))
+    state = jaxbn.BatchNormState(jnp.full(7, -3e4), jnp.full(7, 1e-3), jnp.ones(7))
+    y, _ = jaxbn.batch_norm(jnp.asarray(x), state)
+    assert worst_error(y, x) <= contract(ratio)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_synchronised_first_step_is_right_however_far_the_mean_is(ratio):
+    x = badly_centered(ratio, (8, 64, 7))
+    layer = functools.partial(jaxbn.batch_norm, axis_name="i")
+    y, _ = jax.vmap(layer, (0, None), axis_name="i")(
+        jnp.asarray(x), jaxbn.init_state(7)
+    )
+    assert worst_error(np.reshape(y, (512, 7)), x.reshape(512, 7)) <= contract(ratio)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_gradients_are_right_however_far_the_mean_is(ratio):
+    x = badly_centered(ratio, (256, 7))
+    ct = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    scale, bias = wiggle(7)
+
+    def loss(x, scale, bias):
+        y, _ = jaxbn.batch_norm(x, jaxbn.init_state(7), scale, bias)
+        return jnp.sum(y * ct)
+
+    got = jax.grad(loss, (0, 1, 2))(*map(jnp.asarray, (x, scale, bias)))
+    for value, want in zip(got, reference.gradients(x, ct, scale), strict=True):
+        size = np.abs(want).max(0)
+        assert (np.abs(value - want) <= 16 * contract(ratio) * size).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("value", [0.0, 1.5, 1e4, 1 / 3])
+@pytest.mark.parametrize("rows", [1, 3, 5000])
+def test_a_constant_channel_gives_the_bias(dtype, value, rows):
+    # 1 / sqrt(epsilon) magnifies an error of the mean, which is below |x| eps^2 here.
+    x = jnp.full((rows, 2), value, dtype)
+    bias = jnp.array([0.5, -2.0])
+    y, _ = jaxbn.batch_norm(x, jaxbn.init_state(2), jnp.ones(2), bias)
+    assert (y == bias.astype(dtype)[None]).all()
+
+
+@pytest.mark.parametrize("rows", [70_001, 1_000_003])
+def test_a_long_constant_channel_of_16_bits_gives_the_bias(rows):
+    x = jnp.full((rows, 1), 1e4, jnp.bfloat16)
+    y, _ = jaxbn.batch_norm(x, jaxbn.init_state(1))
+    assert jnp.abs(y.astype(jnp.float32)).max() <= 1e-3
+
+
+def test_a_denormal_variance_is_finite_and_near_zero():
+    x = draw((64, 2), std=1e-21)
+    y, state = jaxbn.batch_norm(x, jaxbn.init_state(2))
+    assert jnp.isfinite(state.var).all()
+    np.testing.assert_allclose(y, reference.batch_norm(x), atol=2.0**-24)
+
+
+def test_a_variance_far_below_epsilon_is_normalized_by_epsilon():
+    x = draw((64, 2), mean=1, std=1e-4)
+    y, _ = jaxbn.batch_norm(x, jaxbn.init_state(2), epsilon=1e-5)
+    want = reference.batch_norm(x)
+    assert np.abs(want).max() < 0.2
+    np.testing.assert_allclose(y, want, atol=5e-6)
+
+
+def test_one_row_gives_the_bias():
+    x, bias = draw((1, 3), mean=5), jnp.array([1.0, 2.0, 3.0])
+    y, state = jaxbn.batch_norm(x, jaxbn.init_state(3), jnp.ones(3), bias)
+    chex.assert_trees_all_equal(y, bias[None])
+    chex.assert_trees_all_equal(state.var, jnp.zeros(3))
+
+
+def test_one_row_has_finite_gradients():
+    def loss(x):
+        return jnp.sum(jaxbn.batch_norm(x, jaxbn.init_state(3))[0] ** 2 * 0.5)
+
+    gradient = jax.grad(loss)(draw((1, 3), mean=5))
+    chex.assert_trees_all_equal(gradient, jnp.zeros((1, 3)))
+
+
+def test_no_rows_give_no_output_and_leave_the_state():
+    state = jaxbn.BatchNormState(jnp.ones(3), jnp.ones(3) * 2, jnp.ones(3))
+    y, new = jaxbn.batch_norm(jnp.zeros((0, 3)), state)
+    assert y.shape == (0, 3)
+    chex.assert_trees_all_equal(new, state)
+
+
+@pytest.mark.parametrize("mean", [0, 100])
+def test_ten_million_rows_keep_their_accuracy(mean):
+    x = np.random.default_rng(0).standard_normal((10_000_000, 1), np.float32)
+    x += np.float32(mean)
+    y, state = jaxbn.batch_norm(jnp.asarray(x), jaxbn.init_state(1))
+    wide = x.astype(np.float64)
+    want = (wide - wide.mean()) / np.sqrt(wide.var() + EPSILON)
+    assert np.abs(np.asarray(y) - want).max() <= contract(mean)
+    np.testing.assert_allclose(state.var, [wide.var()], rtol=1e-5)
+
+
+def test_a_channel_without_valid_values_uses_the_running_statistics():
+    x, where = draw((6, 2), mean=3), jnp.array([[True, False]])
+    state = jaxbn.BatchNormState(
+        jnp.array([9.0, 2.0]), jnp.array([4.0, 4.0]), jnp.ones(2)
+    )
+    y, new = jaxbn.batch_norm(x, state, where=where)
+    want = jaxbn.batch_norm_inference(x, state)
+    np.testing.assert_allclose(y[:, 1], want[:, 1], rtol=4 * 2.0**-24)
+    chex.assert_trees_all_equal([s[1] for s in new], [s[1] for s in state])
+
+
+def test_a_fully_masked_batch_has_finite_gradients():
+    def loss(x):
+        y, _ = jaxbn.batch_norm(x, jaxbn.init_state(2), where=jnp.zeros((6, 1), bool))
+        return jnp.sum(y**2)
+
+    assert jnp.isfinite(jax.grad(loss)(draw((6, 2)))).all()
+
+
+def gradient_case(dtype=jnp.float32):
+    x, ct = draw((32, 3), mean=2, dtype=dtype), draw((32, 3), seed=2, dtype=dtype)
+    state, scale = jaxbn.init_state(3), jnp.asarray(wiggle(3)[0])
+    _, vjp = jax.vjp(lambda x: jaxbn.batch_norm(x, state, scale)[0], x)
+    return x, vjp(ct)[0]
+
+
+def test_the_input_gradient_sums_to_zero():
+    _, dx = gradient_case()
+    assert np.abs(np.sum(dx, 0)).max() <= 32 * 2.0**-24 * np.abs(dx).max() * 8
+
+
+def test_the_input_gradient_is_orthogonal_to_the_normalized_input():
+    x, dx = gradient_case()
+    normal = reference.batch_norm(x, epsilon=0)
+    # Exactly orthogonal for epsilon 0; else a share epsilon / var of it is left.
+    share = EPSILON / reference.moments(x).m2.min() * 32
+    limit = 32 * (32 * 2.0**-24 + share) * np.abs(dx).max()
+    assert np.abs((reference.wide(dx) * normal).sum(0)).max() <= limit
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+@jax.grad
+def square_gradient(x, state, valid, **options):
+    """The gradient of half the sum of the squared valid outputs."""
+    y, _ = jaxbn.batch_norm(x, state, **options)
+    return jnp.sum(jnp.where(valid, y.astype(jnp.float32), 0) ** 2) / 2
+
+
+@given(case=strategies.cases(masked=True))
+def test_nan_at_masked_positions_never_reaches_a_gradient(case):
+    spoiled = np.where(case.where, case.x, np.array(np.nan, case.x.dtype))
+    valid = jnp.asarray(np.broadcast_to(case.where, case.x.shape))
+
+    state = jaxbn.init_state(case.features)
+    gradient = square_gradient(jnp.asarray(spoiled), state, valid, **case.options)
+    assert jnp.isfinite(gradient).all()
+
+
+def residual_leaves(function, *arguments):
+    return jax.tree.leaves(jax.vjp(function, *arguments)[1])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_residuals_are_the_input_and_vectors(dtype, activation, masked, jit):
+    rows, channels = 4096, 8
+    x = draw((rows, channels)).astype(dtype)
+    where = jnp.arange(rows)[:, None] < 4000 if masked else None
+    state = jaxbn.init_state(channels)
+
+    def layer(x, scale, bias):
+        return jaxbn.batch_norm(
+            x, state, scale, bias, activation=activation, where=where
+        )[0]
+
+    layer = jax.jit(layer) if jit else layer
+    leaves = residual_leaves(layer, x, jnp.ones(channels), jnp.zeros(channels))
+    large = [leaf for leaf in leaves if leaf.size >= rows]
+    assert [leaf.dtype for leaf in large if leaf.size == x.size] == [x.dtype]
+    masks = [leaf for leaf in large if leaf.size < x.size]
+    assert all(leaf.dtype == jnp.bool_ for leaf in masks)
+    assert len(masks) <= masked
+    small = sum(leaf.nbytes for leaf in leaves if leaf.size < rows)
+    assert small <= 32 * channels * 4
+
+
+def test_residuals_with_an_added_array_hold_no_normalized_copy():
+    x, residual = draw((4096, 8)), draw((4096, 8), seed=1)
+    state = jaxbn.init_state(8)
+
+    def layer(x, residual):
+        return jaxbn.batch_norm(x, state, residual=residual, activation="relu")[0]
+
+    leaves = residual_leaves(layer, x, residual)
+    assert sum(leaf.size >= 4096 for leaf in leaves) == 2
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "silu", "leaky_relu"])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_activation_follows_the_residual(activation, added, dtype):
+    x = draw((64, 3), mean=2).astype(dtype)
+    residual = draw((64, 3), seed=2).astype(dtype) if added else None
+    scale, bias = wiggle(3)
+    y, _ = jaxbn.batch_norm(
+        x,
+        jaxbn.init_state(3),
+        jnp.asarray(scale),
+        jnp.asarray(bias),
+        activation=activation,
+        residual=residual,
+    )
+    z = reference.batch_norm(x, scale, bias)
+    z = z + reference.wide(residual) if added else z
+    want = reference.ACTIVATIONS[activation](z)
+    assert y.dtype == x.dtype
+    case = strategies.Case(np.asarray(x), -1, None)
+    assert_normalized(y, want, case)
+
+
+def test_an_activation_may_be_any_elementwise_function():
+    x, state = draw((8, 3)), jaxbn.init_state(3)
+    got, _ = jaxbn.batch_norm(x, state, activation=jnp.tanh)
+    want = np.tanh(reference.batch_norm(x))
+    np.testing.assert_allclose(got, want, atol=32 * 2.0**-24)
+
+
+def test_complex_input_is_normalized_by_its_modulus():
+    x = jax.lax.complex(draw((64, 3), mean=2), draw((64, 3), seed=3, mean=-1))
+    state = jaxbn.init_state(3, dtype=jnp.complex64)
+    with jax.numpy_dtype_promotion("standard"):  # real variance, complex mean
+        y, new = jaxbn.batch_norm(x, state)
+    want = reference.batch_norm(x)
+    case = strategies.Case(np.asarray(x), -1, None)
+    assert_normalized(y, want, case)
+    assert new.mean.dtype == jnp.complex64 and new.var.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("leaf", ["mean", "var", "count"])
+def test_no_gradient_flows_into_or_out_of_the_running_state(leaf):
+    x = draw((8, 3))
+    state = jaxbn.BatchNormState(jnp.ones(3), jnp.ones(3), jnp.ones(3))
+
+    def loss(x, state):
+        y, new = jaxbn.batch_norm(x, state)
+        return jnp.sum(y**3) + 1e3 * jnp.sum(getattr(new, leaf))
+
+    dx, d_state = jax.grad(loss, (0, 1))(x, state)
+    want = jax.grad(lambda x: jnp.sum(jaxbn.batch_norm(x, state)[0] ** 3))(x)
+    chex.assert_trees_all_close(dx, want, atol=32 * 2.0**-24)
+    chex.assert_trees_all_equal(d_state, jax.tree.map(jnp.zeros_like, state))
+
+
+def test_remat_updates_the_state_once():
+    x, state = draw((8, 3), mean=1), jaxbn.init_state(3)
+
+    def loss(layer, x):
+        y, new = layer(x, state)
+        return jnp.sum(y**3), new
+
+    plain = jax.grad(functools.partial(loss, jaxbn.batch_norm), has_aux=True)(x)
+    remat = jax.checkpoint(jaxbn.batch_norm)
+    again = jax.grad(functools.partial(loss, remat), has_aux=True)(x)
+    chex.assert_trees_all_equal(again[1].count, jnp.ones(3))
+    chex.assert_trees_all_close(again, plain, atol=32 * 2.0**-24)
+
+
+def test_scan_updates_the_state_once_a_step():
+    batches, state = draw((5, 8, 3), mean=1), jaxbn.init_state(3)
+
+    def step(state, x):
+        y, state = jaxbn.batch_norm(x, state)
+        return state, y
+
+    got, ys = jax.lax.scan(step, state, batches)
+    expected = []
+    for x in batches:
+        y, state = jaxbn.batch_norm(x, state)
+        expected.append(y)
+    chex.assert_trees_all_equal(got.count, jnp.full(3, 5.0))
+    chex.assert_trees_all_close((got, ys), (state, jnp.stack(expected)), atol=1e-6)
+
+
+def test_several_steps_compile_once():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(x, state):
+        return jaxbn.batch_norm(x, state)[1]
+
+    chex.clear_trace_counter()
+    state = jaxbn.init_state(3)
+    for seed in range(4):
+        state = step(draw((8, 3), seed=seed), state)
+    chex.assert_trees_all_equal(state.count, jnp.full(3, 4.0))
+
+
+class TestVariants(chex.TestCase):
+    """The layer is the same function whichever way JAX runs it."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=False)
+    def test_the_layer_is_the_same_jitted_or_not(self):
+        x, scale = draw((8, 3), mean=2), jnp.array([1.0, 2.0, 3.0])
+        y, state = self.variant(jaxbn.batch_norm)(x, jaxbn.init_state(3), scale)
+        want = reference.batch_norm(x, scale)
+        np.testing.assert_allclose(y, want, atol=64 * 2.0**-24)
+        np.testing.assert_allclose(state.mean, np.mean(x, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", strategies.FLOATS, ids=str)
+def test_output_has_the_type_of_the_input_and_state_stays_float32(dtype):
+    x, state = draw((8, 3)).astype(dtype), jaxbn.init_state(3)
+    y, new = jaxbn.batch_norm(x, state, jnp.ones(3), jnp.zeros(3))
+    assert y.dtype == x.dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+def test_parameters_of_16_bits_do_not_lower_the_precision_of_statistics():
+    x = draw((512, 2), mean=300)
+    half = jnp.ones(2, jnp.bfloat16)
+    y, _ = jaxbn.batch_norm(x, jaxbn.init_state(2), half, half * 0)
+    assert np.abs(y - reference.batch_norm(x)).max() <= contract(300)

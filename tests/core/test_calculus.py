@@ -1,0 +1,154 @@
+"""The four primitives have the derivatives of what they compute.
+
+The kernels of `xla` are plain lax, so JAX differentiates them itself: that is what
+every rule is compared with, in float64.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbn.backends import xla
+from jaxbn.core import calculus
+
+PARAMS = {"axes": (1,)}
+FULL, THIN = (6, 3), (3,)
+SHAPES = {
+    "a": FULL, "x": FULL, "dy": FULL, "residual": FULL,
+    "center": THIN, "slope": THIN, "offset": THIN, "multiplier": THIN, "shift": THIN,
+}  # fmt: skip
+LIMIT = 1e-11
+CASES = {
+    "moments": (calculus.moments, xla.KERNELS.moments, {"floor": 0.0}, ["x"]),
+    "sums": (calculus.sums, xla.KERNELS.sums, {}, ["a", "x", "center", "multiplier"]),
+    "expand": (
+        calculus.expand,
+        xla.KERNELS.expand,
+        {},
+        ["a", "multiplier", "slope", "offset", "x", "center"],
+    ),
+    "activated": (
+        calculus.expand,
+        xla.KERNELS.expand,
+        {"activation": jax.nn.silu},
+        ["a", "slope", "offset", "x", "center"],
+    ),
+    "gate": (
+        calculus.gate,
+        xla.KERNELS.gate,
+        {"activation": jax.nn.silu},
+        ["dy", "x", "center", "slope", "offset", "residual"],
+    ),
+}
+ROWS = [(name, operand) for name, case in CASES.items() for operand in case[-1]]
+MASKED = ("moments", "sums", "expand")
+
+
+def values_of(name, operands, *, masked):
+    generator = np.random.default_rng(0)
+    where = generator.random(FULL) < 0.7
+    found = {n: jnp.asarray(generator.normal(size=s)) for n, s in SHAPES.items()}
+    found["where"] = jnp.asarray(where) if masked else None
+    found["count"] = jnp.asarray(where.sum(0) if masked else np.full(3, 6), jnp.float64)
+    if name == "activated":
+        found["multiplier"] = None
+    return [found[operand] for operand in operands]
+
+
+def both(name, moving, *, masked=False):
+    """The primitive and the plain kernel as functions of the operand `moving` only."""
+    primitive, plain, options, _ = CASES[name]
+    values = values_of(name, primitive.operands, masked=masked)
+    place = primitive.operands.index(moving)
+
+    def at(call):
+        def function(value):
+            changed = [*values[:place], value, *values[place + 1 :]]
+            result = call(*changed)
+            result = list(result) if isinstance(result, tuple | list) else [result]
+            # Only the sum of a mean's two parts has a meaning.
+            return [result[0] + result[1], *result[2:]] if name == "moments" else result
+
+        return function
+
+    rule = functools.partial(primitive, **PARAMS, **options, implementation="xla")
+    return at(rule), at(functools.partial(plain, **PARAMS, **options)), values[place]
+
+
+def masks(rows):
+    return [
+        (*row, masked)
+        for row in rows
+        for masked in ([False, True] if row[0] in MASKED else [False])
+    ]
+
+
+@pytest.mark.parametrize(("name", "moving", "masked"), masks(ROWS))
+def test_forward_derivative_is_that_of_the_plain_kernel(name, moving, masked):
+    with jax.enable_x64(True):
+        rule, plain, value = both(name, moving, masked=masked)
+        got, want = (jax.jvp(f, (value,), (jnp.cos(value),)) for f in (rule, plain))
+        chex.assert_trees_all_close(got, want, atol=LIMIT)
+
+
+@pytest.mark.parametrize(("name", "moving", "masked"), masks(ROWS))
+def test_reverse_derivative_is_that_of_the_plain_kernel(name, moving, masked):
+    with jax.enable_x64(True):
+        rule, plain, value = both(name, moving, masked=masked)
+        found = []
+        for function in (rule, plain):
+            _, vjp = jax.vjp(function, value)
+            found.append(vjp([jnp.sin(1 + o) for o in plain(value)]))
+        chex.assert_trees_all_close(*found, atol=LIMIT)
+
+
+@pytest.mark.parametrize(("name", "moving", "masked"), masks(ROWS))
+def test_second_derivative_is_that_of_the_plain_kernel(name, moving, masked):
+    with jax.enable_x64(True):
+        rule, plain, value = both(name, moving, masked=masked)
+
+        def curvature(function):
+            def loss(v):
+                return sum(jnp.sum(jnp.sin(o)) for o in function(v))
+
+            return jax.jvp(jax.grad(loss), (value,), (jnp.cos(value),))[1]
+
+        chex.assert_trees_all_close(curvature(rule), curvature(plain), atol=LIMIT * 10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_and_expand_are_transposes(masked):
+    # <sums(a), (s, u, t)> = <a, expand(s, multiplier, t, u)> for every a, s, u and t
+    with jax.enable_x64(True):
+        names = ("a", "x", "center", "multiplier", "where", "dy", "slope", "offset")
+        values = values_of("sums", names, masked=masked)
+        a, x, center, multiplier, where, s, slope, offset = values
+        params = {**PARAMS, "implementation": "xla"}
+        scaled, total, moment = calculus.sums(a, x, center, multiplier, where, **params)
+        (back,) = calculus.expand(
+            s, multiplier, slope, offset, x, center, where, **params
+        )
+        left = jnp.vdot(scaled, s) + jnp.vdot(total, offset) + jnp.vdot(moment, slope)
+        np.testing.assert_allclose(left, jnp.vdot(a, back), rtol=LIMIT)
+
+
+@pytest.mark.parametrize("name", ["sums", "gate"])
+def test_a_linear_kernel_is_linear_in_its_first_operand(name):
+    with jax.enable_x64(True):
+        rule, _, value = both(name, CASES[name][-1][0])
+        got = rule(2 * value + jnp.cos(value))
+        want = [
+            2 * p + q for p, q in zip(rule(value), rule(jnp.cos(value)), strict=True)
+        ]
+        chex.assert_trees_all_close(got, want, atol=LIMIT)
+
+
+def test_the_derivative_of_the_moments_ignores_the_shift():
+    with jax.enable_x64(True):
+        rule, _, value = both("moments", "shift")
+        tangents = jax.jvp(rule, (value,), (jnp.ones_like(value),))[1]
+        chex.assert_trees_all_close(tangents, [jnp.zeros(3)] * 2)

@@ -1,0 +1,169 @@
+"""The elementwise stage and inference."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import strategies
+from hypothesis import given
+
+import jaxbn
+
+normalize = jax.jit(jaxbn.normalize, static_argnames=("axis", "activation"))
+
+
+def draw(shape, seed=0, mean=0.0):
+    values = np.random.default_rng(seed).normal(mean, 1, shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+def vectors(features, seed=1):
+    """A mean, a variance, a scale and a bias."""
+    generator = np.random.default_rng(seed)
+    mean, bias = generator.normal(size=(2, *features)).astype(np.float32)
+    var, scale = generator.uniform(0.5, 2, (2, *features)).astype(np.float32)
+    return mean, var, scale, bias
+
+
+def rounding(x, want):
+    """y is rounded once to its type; z once at each of about eight operations."""
+    largest = 1 + np.abs(want).max(initial=0) + np.abs(reference.wide(x)).max(initial=0)
+    step = reference.unit_roundoff(x.dtype)
+    return (
+        2 * step * np.abs(want) + 8 * reference.statistics_roundoff(x.dtype) * largest
+    )
+
+
+@given(case=strategies.cases(strategies.ALL_FLOATS, masked=False))
+def test_normalize_matches_the_float64_reference(case):
+    given_vectors = vectors(case.features)
+    with jax.enable_x64(case.x.dtype == np.float64):
+        y = normalize(jnp.asarray(case.x), *given_vectors, axis=case.axis)
+    want = reference.normalize(case.x, *given_vectors, axis=case.axis)
+    assert y.dtype == case.x.dtype
+    assert (np.abs(reference.wide(y) - want) <= 2 * rounding(case.x, want)).all()
+
+
+@given(case=strategies.cases(masked=False))
+def test_inference_matches_the_float64_reference(case):
+    mean, var, scale, bias = vectors(case.features)
+    state = jaxbn.BatchNormState(*map(jnp.asarray, (mean, var, np.ones_like(var))))
+    infer = jax.jit(jaxbn.batch_norm_inference, static_argnames="axis")
+    y = infer(jnp.asarray(case.x), state, scale, bias, axis=case.axis)
+    want = reference.normalize(case.x, mean, var, scale, bias, axis=case.axis)
+    assert (np.abs(reference.wide(y) - want) <= 2 * rounding(case.x, want)).all()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_scale_and_bias_may_be_left_out(scaled, shifted):
+    mean, var, scale, bias = vectors((3,))
+    scale, bias = scale if scaled else None, bias if shifted else None
+    x = draw((5, 3))
+    got = normalize(x, mean, var, scale, bias)
+    want = reference.normalize(x, mean, var, scale, bias)
+    assert (np.abs(got - want) <= rounding(x, want)).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu", "leaky_relu"])
+def test_residual_is_added_before_the_activation(activation):
+    x, residual = draw((50, 3)), draw((50, 3), seed=5)
+    given_vectors = vectors((3,))
+    got = normalize(x, *given_vectors, activation=activation, residual=residual)
+    z = reference.normalize(x, *given_vectors) + reference.wide(residual)
+    want = reference.ACTIVATIONS[activation](z)
+    assert (np.abs(got - want) <= 2 * rounding(x, want)).all()
+
+
+def test_gelu_is_that_of_jax():
+    x = draw((50, 3))
+    given_vectors = list(map(jnp.asarray, vectors((3,))))
+    got = jaxbn.normalize(x, *given_vectors, activation="gelu")
+    want = jax.nn.gelu(jaxbn.normalize(x, *given_vectors))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [100, 1e4])
+def test_inference_never_rounds_the_running_mean(mean):
+    # A mean of 100.3 in bfloat16 would be off by up to 0.25.
+    x = jnp.asarray(draw((64, 1), mean=mean) + 0.3, jnp.bfloat16)
+    state = jaxbn.BatchNormState(jnp.array([mean + 0.3]), jnp.ones(1), jnp.ones(1))
+    y = jaxbn.batch_norm_inference(x, state)
+    want = reference.normalize(x, state.mean, state.var)
+    assert (np.abs(reference.wide(y) - want) <= rounding(x, want)).all()
+
+
+def test_inference_gives_no_gradient_to_the_state():
+    state = jaxbn.BatchNormState(jnp.ones(3), jnp.ones(3), jnp.ones(3))
+
+    def loss(state):
+        return jnp.sum(jaxbn.batch_norm_inference(draw((4, 3)), state) ** 2)
+
+    chex.assert_trees_all_equal(
+        jax.grad(loss)(state), jax.tree.map(jnp.zeros_like, state)
+    )
+
+
+def test_inference_before_any_step_is_the_identity():
+    x = draw((4, 3))
+    y = jaxbn.batch_norm_inference(x, jaxbn.init_state(3), epsilon=1e-12)
+    chex.assert_trees_all_close(y, x, rtol=4 * 2.0**-24)
+
+
+def test_inference_after_one_step_equals_training_on_that_batch():
+    x = draw((64, 3), mean=7)
+    y, state = jaxbn.batch_norm(x, jaxbn.init_state(3))
+    np.testing.assert_allclose(jaxbn.batch_norm_inference(x, state), y, atol=1e-5)
+
+
+def test_normalize_follows_an_affine_change_of_the_input():
+    # (a x + b - (a m + b)) / sqrt(a^2 v + a^2 e) is the same for every a > 0 and b.
+    x = draw((50, 3))
+    mean, var, scale, bias = vectors((3,))
+    got = jaxbn.normalize(
+        x * 4 + 0.5,
+        *map(jnp.asarray, (4 * mean + 0.5, 16 * var, scale, bias)),
+        epsilon=16e-5,
+    )
+    want = reference.normalize(x, mean, var, scale, bias)
+    assert (np.abs(got - want) <= 4 * rounding(x, want)).all()
+
+
+def test_normalize_has_the_gradients_of_its_formula():
+    x, ct = draw((9, 3), mean=1), draw((9, 3), seed=2)
+    mean, var, scale, bias = vectors((3,))
+    arrays = tuple(map(jnp.asarray, (x, mean, var, scale, bias)))
+    _, vjp = jax.vjp(jaxbn.normalize, *arrays)
+    inverse = 1 / np.sqrt(var.astype(np.float64) + 1e-5)
+    distance, ct64 = reference.wide(x) - mean, reference.wide(ct)
+    want = (
+        ct64 * scale * inverse,
+        -(ct64.sum(0) * scale * inverse),
+        -0.5 * (ct64 * distance).sum(0) * scale * inverse**3,
+        (ct64 * distance).sum(0) * inverse,
+        ct64.sum(0),
+    )
+    for got, expected in zip(vjp(ct), want, strict=True):
+        limit = 64 * 2.0**-24 * np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, atol=limit)
+
+
+def test_normalize_of_complex_input():
+    x = jax.lax.complex(draw((9, 3)), draw((9, 3), seed=1))
+    mean = jnp.full(3, 1 + 2j, jnp.complex64)
+    var = jnp.full(3, 2.0)
+    with jax.numpy_dtype_promotion("standard"):
+        got = jaxbn.normalize(x, mean, var)
+    want = reference.normalize(x, mean, var)
+    assert got.dtype == jnp.complex64
+    np.testing.assert_allclose(got, want, atol=32 * 2.0**-24)
+
+
+def test_vmap_of_normalize_is_a_loop():
+    xs, (mean, var, scale, bias) = draw((4, 5, 3)), vectors((3,))
+    arrays = tuple(map(jnp.asarray, (mean, var, scale, bias)))
+    got = jax.vmap(jaxbn.normalize, (0, None, None, None, None))(xs, *arrays)
+    want = jnp.stack([jaxbn.normalize(x, *arrays) for x in xs])
+    chex.assert_trees_all_close(got, want, atol=8 * 2.0**-24)

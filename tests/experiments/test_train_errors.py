@@ -1,0 +1,202 @@
+"""What the user can put right is told in one line, and no file is touched."""
+
+import json
+import shutil
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from train_runs import TINY, contents, run_train
+
+from experiments.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+def assert_refused(code, capsys, *parts):
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ("--lr -1", "`--lr` must be positive and finite, got -1.0."),
+        ("--lr nan", "`--lr` must be positive and finite, got nan."),
+        ("--lr inf", "`--lr` must be positive and finite, got inf."),
+        ("--steps 0", "`--steps` must be at least 1, got 0."),
+        ("--steps 3000000000", "`--steps` must be at most 2147483647, got 3000000000."),
+        ("--steps 1.5", "--steps"),
+        ("--steps", "--steps"),
+        ("--batch-size 1", "`--batch-size` must be at least 2, got 1."),
+        ("--batch-size 1438", "`--batch-size` must be at most 1437"),
+        ("--data mnist1d --batch-size 4001", "`--batch-size` must be at most 4000"),
+        ("--starts 0", "`--starts` must be at least 1, got 0."),
+        ("--eval-every 0", "`--eval-every` must be at least 1, got 0."),
+        ("--seed -1", "`--seed` must be at least 0, got -1."),
+        ("--norm batch", "invalid choice 'batch' for argument '--norm'"),
+        ("--data cifar", "invalid choice 'cifar' for argument '--data'"),
+        ("--optimizer lion", "invalid choice 'lion' for argument '--optimizer'"),
+        ("--epochs 3", "Unrecognized options: --epochs, 3."),
+        ("--resume", "must hold a run to resume"),
+    ],
+)
+def test_a_bad_option_is_refused(options, part, tmp_path, capsys):
+    code = run_train("--out", tmp_path / "new", *options.split())
+    assert_refused(code, capsys, part)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("command", ["fly", "--steps"])
+def test_an_unknown_command_is_refused(command, capsys):
+    assert_refused(main([command]), capsys, f"got '{command}'")
+
+
+def test_help_names_every_option(capsys):
+    assert run_train("--help") == 0
+    out = capsys.readouterr().out
+    for name in ("norm", "data", "steps", "batch-size", "lr", "optimizer", "resume"):
+        assert f"--{name}" in out
+
+
+@pytest.mark.parametrize("options", [(), ("--steps", 6), ("--lr", "0.2")])
+def test_a_directory_with_a_run_is_not_overwritten(options, finished, capsys):
+    before = contents(finished)
+    code = run_train("--out", finished, *options)
+    assert_refused(code, capsys, "must not hold a run yet", "`--resume`")
+    assert contents(finished) == before
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("x")
+    code = run_train("--out", tmp_path)
+    assert_refused(code, capsys, "must be new or empty")
+    assert contents(tmp_path) == {"thesis.tex": b"x"}
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_file_in_place_of_the_directory_is_refused(below, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    code = run_train("--out", f"{tmp_path}/file{below}", *TINY)
+    assert_refused(code, capsys, "must be a directory that can be written")
+    assert contents(tmp_path) == {"file": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ("--lr 0.2", "`--lr` must stay 0.1,"),
+        ("--steps 9", "`--steps` must stay 6,"),
+        ("--norm none", "`--norm` must stay bn,"),
+        ("--batch-size 0", "`--batch-size` must be at least 2, got 0."),
+    ],
+)
+def test_a_run_keeps_its_options(options, part, finished, capsys):
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished, *options.split())
+    assert_refused(code, capsys, part)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '"steps"',
+        lambda config: config | {"steps": "many"},
+        lambda config: config | {"steps": -1},
+        lambda config: config | {"norm": "batch"},
+        lambda config: config | {"more": 1},
+    ],
+)
+def test_a_broken_config_is_refused(content, finished, capsys):
+    path = finished / "config.json"
+    if not isinstance(content, str):
+        content = json.dumps(content(json.loads(path.read_text())))
+    path.write_text(content)
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "config.json' must hold the options of a run")
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5], ids=["empty", "half"])
+@pytest.mark.parametrize(
+    "name",
+    ["about/metadata", "states/_METADATA", "states/manifest.ocdbt", "states/d/*"],
+)
+def test_a_truncated_checkpoint_is_refused(name, keep, finished, capsys):
+    files = list((finished / "checkpoints" / "6").glob(name))
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(keep * len(content))])
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "The checkpoint in", "is broken")
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints/6/about", "checkpoints/6/states", "checkpoints/6", "checkpoints"],
+)
+def test_a_checkpoint_with_missing_parts_is_refused(name, finished, capsys):
+    shutil.rmtree(finished / name)
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "The checkpoint in", "is broken")
+    assert contents(finished) == before
+
+
+def test_a_changed_checkpoint_is_refused(finished, capsys):
+    path = finished / "checkpoints" / "6" / "about" / "metadata"
+    path.write_text(path.read_text().replace('"step": 4', '"step": 5', 1))
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "about/metadata does not match checksums.json")
+    assert contents(finished) == before
+
+
+def test_the_checkpoint_of_another_run_is_refused(finished, capsys):
+    path = finished / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "is of another one")
+    assert contents(finished) == before
+
+
+def test_the_checkpoint_of_another_program_is_refused(finished, capsys):
+    directory = finished / "checkpoints"
+    shutil.rmtree(directory)
+    with ocp.CheckpointManager(directory) as manager:
+        manager.save(6, args=ocp.args.StandardSave({"weights": np.ones(3)}))
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "The checkpoint in")
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"step": 6}'])
+def test_broken_checksums_are_refused(content, finished, capsys):
+    path = finished / "checksums.json"
+    path.unlink() if content is None else path.write_text(content)
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "The checkpoint in", "is broken")
+    assert contents(finished) == before
+
+
+def test_the_checkpoint_of_another_net_is_refused(finished, monkeypatch, capsys):
+    monkeypatch.undo()  # the net is now the large one
+    before = contents(finished)
+    code = run_train("--resume", "--out", finished)
+    assert_refused(code, capsys, "The checkpoint in")
+    assert contents(finished) == before

@@ -1,0 +1,167 @@
+"""The parts of `train`: data, net, loop and summary."""
+
+import json
+import math
+import random
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models, results, summary, table
+from experiments.config import TrainConfig
+from experiments.data import TRAIN_SIZES, load
+from experiments.errors import UserError
+from experiments.loop import Scores, TrainState, batch
+from experiments.models import NORMS, Conv, ResidualNet
+from experiments.run import Run
+from experiments.summary import Curves
+from experiments.train import make_loops
+
+
+def curves(*accuracy):
+    accuracy = np.array(accuracy, float)
+    steps = 10 * np.arange(len(accuracy))
+    return Curves(steps, steps / 100, accuracy, accuracy, accuracy)
+
+
+def test_the_digits_are_split_anew_for_every_start_and_by_class():
+    data = load("digits", starts=3, seed=0)
+    assert data.inputs.shape == (1797, 8, 8, 1)
+    assert data.train.shape == (3, TRAIN_SIZES["digits"])
+    for train, test in zip(data.train, data.test, strict=True):
+        assert sorted([*train, *test]) == list(range(1797))
+        counts = np.bincount(data.labels[test])
+        assert np.abs(counts - np.bincount(data.labels) / 5).max() < 1
+    assert len({tuple(sorted(test)) for test in data.test}) == 3
+
+
+def test_mnist1d_leaves_the_global_generators_alone():
+    random.seed(7)
+    np.random.seed(7)
+    before = random.getstate(), np.random.get_state()
+    data = load("mnist1d", starts=2, seed=0)
+    assert data.inputs.shape == (5000, 40, 1)
+    assert data.train.shape == (2, TRAIN_SIZES["mnist1d"])
+    assert random.getstate() == before[0]
+    for mine, theirs in zip(np.random.get_state(), before[1], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_changed_data_is_refused(monkeypatch):
+    import mnist1d.data
+
+    made = {"x": np.ones((2, 40)), "x_test": np.ones((1, 40))}
+    made |= {"y": np.zeros(2, int), "y_test": np.zeros(1, int)}
+    monkeypatch.setattr(mnist1d.data, "make_dataset", lambda: made)
+    with pytest.raises(UserError, match="`--data mnist1d` must have the SHA-256"):
+        load("mnist1d", starts=1, seed=0)
+
+
+def test_both_arms_start_from_the_same_kernels_and_see_the_same_batches():
+    config = TrainConfig(starts=2)
+    loops = make_loops(config, load("digits", starts=2, seed=0))
+    first, second = (loops[arm].init(0) for arm in ("bn", "none"))
+    np.testing.assert_array_equal(first.key, second.key)
+    assert set(second.params) <= set(first.params)
+    for layer in second.params:
+        kernel = second.params[layer]["kernel"]
+        np.testing.assert_array_equal(first.params[layer]["kernel"], kernel)
+        assert (kernel[0] != kernel[1]).any()
+
+
+def test_a_pass_takes_every_example_once():
+    train = jnp.arange(100, 160)
+    take = jax.jit(jax.vmap(lambda t: batch(t, jax.random.key(0), train, size=20)))
+    first, second = take(jnp.arange(6)).reshape(2, 60)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == train.tolist()
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize(
+    ("stride", "space"), [(1, (8, 8)), (2, (8, 8)), (2, (40,)), (2, (7,))]
+)
+def test_the_convolution_is_that_of_flax(stride, space):
+    x = jax.random.normal(jax.random.key(0), (2, *space, 3))
+    ours = Conv(5, stride)
+    theirs = nn.Conv(5, [3] * len(space), strides=stride, padding=1)
+    kernel = jax.random.normal(jax.random.key(1), (*[3] * len(space), 3, 5))
+    variables = {"params": {"kernel": kernel, "bias": jnp.arange(5.0)}}
+    got, want = ours.apply(variables, x), theirs.apply(variables, x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", [(8, 8), (40,)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_gives_logits(norm, space):
+    x = jnp.ones((4, *space, 1))
+    net, key = ResidualNet(norm), jax.random.key(0)
+    logits, variables = jax.eval_shape(lambda: net.init_with_output(key, x, train=True))
+    assert logits.shape == (4, 10)
+    assert ("batch_stats" in variables) == (norm == "bn")
+
+
+def test_an_unknown_norm_is_named():
+    net, key = ResidualNet("batch"), jax.random.key(0)
+    with pytest.raises(ValueError, match=r"`norm` must be one of 'bn'.*got 'batch'"):
+        jax.eval_shape(lambda: net.init(key, jnp.ones((2, 8, 8, 1)), train=True))
+
+
+def test_batch_norm_is_that_of_jaxbn():
+    assert models.BatchNorm.__module__ == "jaxbn.linen"
+
+
+def test_the_threshold_is_reached_at_the_first_evaluation_at_or_above_it():
+    arm = curves([0.1, 0.2], [342 / 360, 0.9], [0.9, 0.94])
+    assert summary.first_reached(arm, arm.steps).tolist() == [10, math.inf]
+    found = summary.summarize(arm)
+    assert (found.reached, found.steps.low, found.steps.high) == (1, 10, math.inf)
+
+
+def test_the_interval_is_the_t_interval():
+    found = summary.interval(np.array([1.0, 2.0, 3.0]))
+    half = 4.302652729911275 / math.sqrt(
+        3
+    )  # t quantile 0.975 with 2 degrees of freedom
+    np.testing.assert_allclose(found, (2, 2 - half, 2 + half))
+
+
+def test_the_table_says_not_reached():
+    arms = {
+        "bn": curves([0.1, 0.1], [0.99, 0.97]),
+        "none": curves([0.1] * 2, [0.5] * 2),
+    }
+    text = table.render(arms, {"bn": 1.0, "none": 1.0})
+    assert "none  0 of 2        not reached    not reached" in text
+    assert "no start reached 95 % with both" in text
+
+
+def test_a_run_that_diverged_is_reported_and_leaves_valid_files(tmp_path):
+    data = load("digits", starts=1, seed=0)
+    state = TrainState(np.int32(0), np.zeros((1, 2), np.uint32), {}, {}, {})
+    run = Run({"none": state}, compile_seconds={"none": 1.0})
+    nothing, chance = np.array([math.nan]), np.array([0.1])
+    for step in range(3):
+        run.states["none"] = state._replace(step=np.int32(step))
+        losses = [math.inf] if step else None
+        run.record("none", Scores(nothing, chance), losses)
+    text = results.write(TrainConfig(norm="none", out=tmp_path), run, data)
+    assert "10.0 [n/a], 1 diverged" in text and "not reached" in text
+    rows = [
+        json.loads(row)
+        for row in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert rows[-1]["test_loss"] is None and rows[-1]["train_loss"] is None
+    assert (
+        json.loads((tmp_path / "summary.json").read_text())["arms"]["none"]["diverged"]
+        == 1
+    )
+
+
+def test_the_ratio_of_steps_is_paired_by_start():
+    arm = curves([0, 0], [1, 0], [1, 1], [1, 1], [1, 1])
+    plain = curves([0, 0], [0, 0], [0, 0], [0, 0], [1, 1])
+    _, ratio, both = summary.compare(arm, plain)
+    assert (ratio, both) == (3.0, 2)  # 40 / 10 and 40 / 20
