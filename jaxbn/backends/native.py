@@ -71,11 +71,13 @@ class _Operands(NamedTuple):
 
 def _sizes(shape: Sequence[int], where, axes: tuple[int, ...]) -> list[int] | None:
     """[batch, outer, channels, inner, batch of where, repeat of where], if it is so."""
-    where = (1,) * len(shape) if where is None else where.shape
-    dims = [(i in axes, n, w) for i, (n, w) in enumerate(zip(shape, where)) if n != 1]
+    masks = (1,) * len(shape) if where is None else where.shape
+    dims = enumerate(zip(shape, masks, strict=True))
     groups = [
-        (feature, [(n, w) for _, n, w in members])
-        for feature, members in itertools.groupby(dims, key=lambda dim: dim[0])
+        (feature, [pair for _, pair in members])
+        for feature, members in itertools.groupby(
+            (dim for dim in dims if dim[1][0] != 1), key=lambda dim: dim[0] in axes
+        )
     ]
     # Features, rows, features, rows; the first group only if two others follow.
     pattern = [feature for feature, _ in groups]
@@ -85,7 +87,8 @@ def _sizes(shape: Sequence[int], where, axes: tuple[int, ...]) -> list[int] | No
             places.append(place)
     if len(places) != len(pattern):
         return None
-    at = {place: members for place, (_, members) in zip(places, groups)}
+    pairs = zip(places, groups, strict=True)
+    at = {place: members for place, (_, members) in pairs}
     size = {place: math.prod(n for n, _ in members) for place, members in at.items()}
     varies = {place for place, members in at.items() if any(w != 1 for _, w in members)}
     if varies - {"batch", "outer"}:
@@ -136,7 +139,8 @@ def _moments(x, shift, count, where, *, axes, floor):
     operands, sizes = _Operands(x, where=where), _sizes(x.shape, where, axes)
     if not _suits(operands, sizes):
         return xla.KERNELS.moments(x, shift, count, where, axes=axes, floor=floor)
-    return tuple(_call("jaxbn_moments", _vectors(3, x, axes), operands, sizes))
+    center, delta, m2 = _call("jaxbn_moments", _vectors(3, x, axes), operands, sizes)
+    return center, delta, m2
 
 
 def _sums(a, x, center, multiplier, where, *, axes):
@@ -164,9 +168,7 @@ def _expand(a, multiplier, slope, offset, x, center, where, *, axes, activation=
 
 
 def _gate(dy, x, center, slope, offset, residual, *, axes, activation):
-    operands = _Operands(
-        x, dy, residual, center, gate_slope=slope, gate_offset=offset
-    )
+    operands = _Operands(x, dy, residual, center, gate_slope=slope, gate_offset=offset)
     sizes = _sizes(x.shape, None, axes)
     if not _suits(operands, sizes, activation):
         given = (dy, x, center, slope, offset, residual)
@@ -185,9 +187,9 @@ KERNELS = Kernels(_moments, _sums, _expand, _gate)
 def _where_it_pays(name: str):
     kernel, plain = getattr(KERNELS, name), getattr(xla.KERNELS, name)
 
-    def choice(first, *others, **params):
-        size = next(o.size * o.dtype.itemsize for o in (first, *others) if o is not None)
-        return (kernel if size >= _PAYS else plain)(first, *others, **params)
+    def choice(*operands, **params):
+        size = max(o.size * o.dtype.itemsize for o in operands if o is not None)
+        return (kernel if size >= _PAYS else plain)(*operands, **params)
 
     return choice
 

@@ -119,7 +119,7 @@ class Kernel:
 
 
 def _runs_as_written(context: mlir.ModuleContext) -> bool:
-    """Whether the program runs in this process on arrays of the shapes it is traced with.
+    """Whether the program runs in this process, on arrays of the shapes traced.
 
     Not so where XLA partitions it: it would gather the operands of an opaque kernel.
     Nor where it is exported, for a process that may not know the kernel.

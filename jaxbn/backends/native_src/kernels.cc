@@ -355,7 +355,8 @@ void map(const Site& site, const Map& map, const Shape& shape, const Where& wher
   const Loops& loops = *site.loops;
   const int64_t bytes = bytes_of(map.type), arrays = 2 + (map.a != nullptr) + (map.residual != nullptr);
   Map base = map;
-  base.stream = shape.size() * bytes * arrays > last_level_cache();
+  // What does not fit beside other data is not read from the cache anyway.
+  base.stream = shape.size() * bytes * arrays > last_level_cache() / 2;
   Pool* pool = pool_for(site, shape, map.type);
   const auto moved = [&](int64_t offset, const Vectors& vectors) {
     Map one = base;
@@ -384,7 +385,7 @@ void map(const Site& site, const Map& map, const Shape& shape, const Where& wher
   const Folded folded(loops, map.type, shape, where.data != nullptr);
   const Arranged arranged(loops, map.type, shape, folded.fold, map.vectors);
   const int64_t width = std::min(folded.width, kMapTile), tiles = ceil_div(folded.width, width);
-  const int64_t chunk = std::max<int64_t>(4, kItemBytes / (width * bytes) / 4 * 4);
+  const int64_t chunk = std::max<int64_t>(1, kItemBytes / (width * bytes));
   const int64_t chunks = ceil_div(folded.rows, chunk) + (folded.left != 0);
   const int64_t items = shape.batch * chunks * tiles;
   parallel_for(pool, items, [&](int64_t i) {

@@ -28,9 +28,8 @@ using jaxbn::Runs;
 using jaxbn::Type;
 using jaxbn::Vectors;
 
-constexpr int kReduced = 8;   // rows summed in registers before the sums are stored
-constexpr int kMapped = 4;    // rows that share the loads of the vectors
-constexpr int kBlock = 128;   // rows summed in the type of sums; then double
+constexpr int kReduced = 8;      // rows summed in registers before the sums are stored
+constexpr int kBlock = 128;      // rows summed in the type of sums; then double
 constexpr int kRunBlock = 4096;  // the same along a run
 
 JAXBN_INLINE bool counts(const Mask& mask, int64_t row) {
@@ -151,21 +150,18 @@ JAXBN_INLINE void map_some(const Pointers<T, K>& p, const Channel<Pair<typename 
   write_some(p.y, mapped<K>(read_some(p.x, n), a, residual, by, high), n);
 }
 
-template <class T, class K, bool kStream, int kRows>
-JAXBN_INLINE void map_group(const Map& map, const Pointers<T, K>& first, const Rows& rows) {
+// One row at a time: several rows side by side would save loads of the vectors, which the
+// first cache gives for nothing, and cost streams, which the memory is slow at.
+template <class T, class K, bool kStream>
+JAXBN_INLINE void map_row(const Map& map, const Pointers<T, K>& p, int64_t width) {
   using A = typename Access<T>::A;
   constexpr int unit = Access<T>::kUnit;
   const A high = A(map.high);
-  const int64_t units = rows.width / unit, rest = rows.width % unit;
-  for (int64_t u = 0; u < units; ++u) {
-    const auto by = channels_at<K, A>(map.vectors, u);
-    for (int r = 0; r < kRows; ++r)
-      map_unit<T, K, kStream>(first.at(r * rows.stride + u * unit), by, high);
-  }
-  if (rest == 0) return;
-  const auto by = channels_at<K, A>(map.vectors, units);
-  for (int r = 0; r < kRows; ++r)
-    map_some<T, K>(first.at(r * rows.stride + units * unit), by, high, rest);
+  const int64_t units = width / unit, rest = width % unit;
+  for (int64_t u = 0; u < units; ++u)
+    map_unit<T, K, kStream>(p.at(u * unit), channels_at<K, A>(map.vectors, u), high);
+  if (rest)
+    map_some<T, K>(p.at(units * unit), channels_at<K, A>(map.vectors, units), high, rest);
 }
 
 // A row that the mask leaves out has z = 0: only the other operand passes.
@@ -185,16 +181,12 @@ void map_masked_row(const Map& map, const Pointers<T, K>& p, const Rows& rows) {
 template <class T, class K, bool kStream> void map_rows_as(const Map& map, const Rows& rows) {
   const Pointers<T, K> base{static_cast<const T*>(map.x), static_cast<const T*>(map.a),
                             static_cast<const T*>(map.residual), static_cast<T*>(map.y)};
-  int64_t r = 0;
-  if (rows.mask.data == nullptr) {
-    for (; r + kMapped <= rows.count; r += kMapped)
-      map_group<T, K, kStream, kMapped>(map, base.at(r * rows.stride), rows);
-  }
-  for (; r < rows.count; ++r) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const auto p = base.at(r * rows.stride);
     if (counts(rows.mask, rows.first + r))
-      map_group<T, K, kStream, 1>(map, base.at(r * rows.stride), rows);
+      map_row<T, K, kStream>(map, p, rows.width);
     else
-      map_masked_row<T, K>(map, base.at(r * rows.stride), rows);
+      map_masked_row<T, K>(map, p, rows);
   }
   if constexpr (kStream) finish_streams();
 }
