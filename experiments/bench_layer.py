@@ -38,13 +38,12 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     rounds = 5 if config.quick else 21
     records, rows = [], []
     for dtype in DTYPES:
-        ratios = []
+        ratios, name = [], jnp.dtype(dtype).name
         for size, channels in shapes:
             arguments = inputs((config.batch, size, size, channels), dtype)
             times = compare({"jaxbn": ours, "flax": flax}, arguments, rounds=rounds)
             ratios.append(times["flax"] / times["jaxbn"])
             shape = f"{config.batch}x{size}x{size}x{channels}"
-            name = jnp.dtype(dtype).name
             records.append({"shape": shape, "dtype": name, "ms": times})
             rows.append([shape, name, *_figures(times), f"{ratios[-1]:.2f}"])
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))

@@ -1,6 +1,7 @@
 """Says what a run was made with: versions, devices, commit; no host name, no path."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import jax
 
+import jaxbn
+
 _PACKAGES = (
-    "jaxbn",
     "jax",
     "jaxlib",
     "flax",
@@ -29,6 +31,7 @@ def describe() -> dict:
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
+        "jaxbn": jaxbn.__version__,
         "packages": {name: _version(name) for name in _PACKAGES},
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
@@ -36,6 +39,14 @@ def describe() -> dict:
         "x64": jax.config.values["jax_enable_x64"],
         "git": _git(),
     }
+
+
+def is_that_of(path: Path) -> bool:
+    """Tells whether `path` holds the description of this environment."""
+    try:
+        return json.loads(path.read_text()) == describe()
+    except (OSError, ValueError):
+        return False
 
 
 def _version(name: str) -> str | None:

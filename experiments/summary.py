@@ -37,7 +37,10 @@ class Spread(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over the starts and its 95 % t interval; nan from a single start."""
+    """A mean over the starts and its 95 % t interval; nan from a single start.
+
+    The interval is cut where the values must end: a share is in [0, 1].
+    """
 
     mean: float
     low: float
@@ -94,7 +97,7 @@ def summarize(arm: Curves) -> ArmSummary:
         seconds=Spread(
             float(np.median(seconds)), float(seconds.min()), float(seconds.max())
         ),
-        accuracy=interval(arm.accuracy[-1]),
+        accuracy=interval(arm.accuracy[-1], 0, 1),
         train_seconds=float(arm.seconds[-1]),
     )
 
@@ -105,14 +108,14 @@ def first_reached(arm: Curves, scale: np.ndarray) -> np.ndarray:
     return np.where(above.any(axis=0), scale[above.argmax(axis=0)], np.inf)
 
 
-def interval(values: np.ndarray) -> Interval:
-    """Returns the mean of `values`, (S,), and its t interval."""
+def interval(values: np.ndarray, lowest: float, highest: float) -> Interval:
+    """Returns the mean of `values`, (S,), and its t interval within the limits."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return Interval(mean, math.nan, math.nan)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
     half = float(quantile * values.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(mean - half, lowest), min(mean + half, highest))
 
 
 def compare(arm: Curves, plain: Curves) -> tuple[Interval, float, int]:
@@ -123,7 +126,7 @@ def compare(arm: Curves, plain: Curves) -> tuple[Interval, float, int]:
         to the threshold (the median over the starts where both get there), and how many
         starts these are.
     """
-    difference = interval(arm.accuracy[-1] - plain.accuracy[-1])
+    difference = interval(arm.accuracy[-1] - plain.accuracy[-1], -1, 1)
     mine, other = first_reached(arm, arm.steps), first_reached(plain, plain.steps)
     both = np.isfinite(mine) & np.isfinite(other)
     ratio = np.median(other[both] / np.maximum(mine[both], 1)) if both.any() else np.nan

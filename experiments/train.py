@@ -1,6 +1,6 @@
 """Compares training with and without a normalization, from the same start.
 
-Run: python -m experiments train      (about 40 seconds on 2 cores)
+Run: python -m experiments train      (about a minute on 2 cores)
 """
 
 import shlex
@@ -83,7 +83,12 @@ def _begin(config: TrainConfig, loops: dict[str, Loop]) -> Run:
 
 def _resume(config: TrainConfig, loops: dict[str, Loop]) -> Run:
     like = {arm: loop.shapes() for arm, loop in loops.items()}
-    return checkpoint.restore(config.out, like, fingerprint=fingerprint(config))
+    run = checkpoint.restore(config.out, like, fingerprint=fingerprint(config))
+    unfinished = run.step < config.steps
+    if unfinished and not environment.is_that_of(config.out / "environment.json"):
+        note = "this environment differs from environment.json: last bits may differ"
+        print(f"note: {note}", file=sys.stderr)
+    return run
 
 
 def _save(config: TrainConfig, run: Run) -> None:

@@ -96,9 +96,9 @@ def group_of(axis_name: AxisName | None, axis_groups: AxisGroups | None):
     groups = checks.groups(axis_groups, axis_name)
     if axis_name is None:
         return None
-    checks.axis_size(axis_name)
+    size = checks.axis_size(axis_name)
     name = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    return sync.Members(name, groups)
+    return sync.Members(name, size, groups)
 
 
 def public(batch: Centered) -> Moments:
@@ -203,7 +203,7 @@ def shared_moments(
     near = count * _squared(delta) <= _ACCEPTED_SQUARED_DISTANCE * (m2 + count * floor)
     settled = jnp.all(near | ~jnp.isfinite(delta))
     nearer = lax.stop_gradient(shift + sync.own(delta, members))
-    result = lax.cond(settled, lambda: found, lambda: about(nearer))
+    result = sync.unless(settled, found, lambda: about(nearer), members)
     delta, m2, count = (sync.own(rows, members) for rows in result)
     if known and len(set(sync.sizes(members))) == 1:
         count = local.count * sync.sizes(members)[0]

@@ -1,5 +1,6 @@
 """Shares statistics between devices. The only collectives of the package."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,10 +18,13 @@ class Members(NamedTuple):
 
     Attributes:
         axis_name: one or several mesh or vmap axes.
-        groups: a partition of the positions along them, or None for one group.
+        size: the number of positions along them, asked for when the layer is called:
+            a derivative rule may run where the axis is no longer bound.
+        groups: a partition of the positions, or None for one group.
     """
 
     axis_name: AxisName
+    size: int
     groups: Groups | None = None
 
 
@@ -57,8 +61,22 @@ def own(by_group: Array, members: Members) -> Array:
 def sizes(members: Members) -> list[int]:
     """The number of members of each group."""
     if members.groups is None:
-        return [lax.psum(1, members.axis_name)]
+        return [members.size]
     return [len(group) for group in members.groups]
+
+
+def unless(done: Array, found, again, members: Members):
+    """`found` if `done`, else `again()`, whose collectives run only then.
+
+    A derivative rule of a function under `vmap` may run where the axis is no longer
+    bound, for example in `jax.grad(jax.jit(jax.vmap(layer, axis_name="i")))`. A branch
+    could not name the axis there, and a collective is a sum in memory: it always runs.
+    """
+    try:
+        lax.psum(1, members.axis_name)
+    except NameError:
+        return tuple(map(functools.partial(jnp.where, done), found, again()))
+    return lax.cond(done, lambda: found, again)
 
 
 def common(values: Array, members: Members | None) -> Array:

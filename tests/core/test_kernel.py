@@ -25,7 +25,7 @@ def operands():
     names = ("center", "slope", "offset", "multiplier", "shift")
     thin = {name: draw(SIZE, CHANNELS, seed=9 + i) for i, name in enumerate(names)}
     # One row is masked in each member: all have the same count.
-    where = (jnp.arange(ROWS) != jnp.arange(SIZE)[:, None])[..., None]
+    where = (jnp.arange(ROWS)[None] != jnp.arange(SIZE)[:, None])[..., None]
     count = jnp.full((SIZE, CHANNELS), ROWS - 1.0)
     full["dy"], full["residual"] = full.pop("d"), full.pop("r")
     return full | thin | {"where": where, "count": count}

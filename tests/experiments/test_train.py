@@ -102,6 +102,17 @@ def test_a_second_interrupt_leaves_the_latest_checkpoint(tmp_path, monkeypatch, 
     assert run_train("--resume", "--out", out, "--steps", 6) == 0
 
 
+def test_resuming_in_another_environment_says_so(tmp_path, monkeypatch, capsys):
+    options = ("--out", tmp_path, *TINY, "--norm", "none")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert run_train(*options) == 130
+    path = tmp_path / "environment.json"
+    path.write_text(path.read_text().replace('"python": "3', '"python": "2'))
+    assert run_train(*options, "--resume") == 0
+    assert "differs from environment.json" in capsys.readouterr().err
+
+
 def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     before = contents(finished)
     assert run_train("--resume", "--out", finished) == 0

@@ -121,11 +121,13 @@ def test_the_threshold_is_reached_at_the_first_evaluation_at_or_above_it():
 
 
 def test_the_interval_is_the_t_interval():
-    found = summary.interval(np.array([1.0, 2.0, 3.0]))
+    values = np.array([1.0, 2.0, 3.0])
+    found = summary.interval(values, -9, 9)
     half = 4.302652729911275 / math.sqrt(
         3
     )  # t quantile 0.975 with 2 degrees of freedom
     np.testing.assert_allclose(found, (2, 2 - half, 2 + half))
+    assert summary.interval(values, 0, 3) == (2, 0, 3)
 
 
 def test_the_table_says_not_reached():
