@@ -25,11 +25,7 @@ NNX_CASES = {
     "complex-d32": Case(dtype=jnp.complex64, options={"dtype": jnp.float32}),
     "keep-types": Case(
         dtype=jnp.bfloat16,
-        options={
-            "promote_dtype": lambda values, *, dtype: values,
-            "param_dtype": jnp.bfloat16,
-        },
-        rounded=jnp.bfloat16,
+        options={"promote_dtype": lambda values, *, dtype: values},
     ),
 }
 

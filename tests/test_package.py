@@ -80,6 +80,7 @@ ALLOWED = {
     "variants": ("jaxbn.core.", "jaxbn.variants.", "jaxbn."),
     "deploy": ("jaxbn.core.", "jaxbn.deploy.", "jaxbn."),
     "interop": ("jaxbn.core.", "jaxbn.interop.", "jaxbn."),
+    "optim": ("jaxbn.core.", "jaxbn."),
 }
 
 

@@ -179,7 +179,9 @@ def shared_moments(
     """
     if members is None:
         return local
-    shift = jnp.zeros_like(local.center) if shift is None else lax.stop_gradient(shift)
+    if shift is None:  # not zeros_like, whose type would vary as the local center does
+        shift = jnp.zeros(local.center.shape, local.center.dtype)
+    shift = lax.stop_gradient(shift)
     known = isinstance(local.count, int)
     here = jnp.asarray(local.count, local.m2.dtype)
     sizes = jnp.asarray(sync.sizes(members), local.m2.dtype)

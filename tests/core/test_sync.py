@@ -315,3 +315,14 @@ def test_moments_of_shards_equal_the_moments_of_all():
     )(x, where)
     want = jaxbn.moments(x, where=where[..., None])
     chex.assert_trees_all_close(got, want, rtol=1e-5)
+
+
+def test_shared_moments_are_typed_as_equal_on_all_devices():
+    x, *_ = case(50.0)
+    mapped = jax.shard_map(
+        lambda x: jaxbn.moments(x, axis_name="d"),
+        mesh=mesh(AxisType.Auto),
+        in_specs=P("d"),
+        out_specs=P(),
+    )
+    chex.assert_trees_all_close(jax.jit(mapped)(x), jaxbn.moments(x), rtol=1e-5)

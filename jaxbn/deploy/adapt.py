@@ -1,0 +1,74 @@
+"""Adapts running statistics to the data at hand, at test time."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.core.types import BatchNormState, Moments
+
+
+def adapt(
+    states: Any,
+    moments: Any,
+    *,
+    prior_count: float | Array,
+    count: float | Array | None = None,
+) -> Any:
+    """Mixes running statistics with those of test data.
+
+    With N = `prior_count` and n = `count`, the mean and likewise the variance become
+
+        N / (N + n) * running + n / (N + n) * test.
+
+    N = 0 uses the test data alone (prediction-time batch normalization, Nado et al.
+    2020, https://arxiv.org/abs/2006.10963), a large N the running statistics.
+
+    Args:
+        states: a BatchNormState, or any tree of them.
+        moments: of the test data, Moments wherever `states` has a BatchNormState.
+        prior_count: how many examples the running statistics are worth, >= 0; may be
+            traced.
+        count: number n of test examples. Default: the number of values per channel,
+            which for images counts every pixel; pass the batch size to count images
+            as the paper does.
+
+    Returns:
+        New states. Channels without a test value keep theirs; no gradient flows.
+
+    Raises:
+        ValueError: if `prior_count` is negative.
+
+    Reference:
+        Schneider et al., Improving robustness against common corruptions by covariate
+        shift adaptation, 2020. https://arxiv.org/abs/2006.16971
+
+    Example:
+        >>> test = jaxbn.moments(jnp.array([[3.0], [5.0]]))
+        >>> jaxbn.deploy.adapt(jaxbn.init_state(1), test, prior_count=2).mean
+        Array([2.], dtype=float32)
+    """
+    if not isinstance(prior_count, Array) and not prior_count >= 0:
+        raise ValueError(
+            f"`prior_count` must not be negative, got {prior_count!r}. It is a number "
+            "of examples; 0 uses the test data alone."
+        )
+
+    def one(state: BatchNormState, test: Moments) -> BatchNormState:
+        n = test.count if count is None else jnp.where(test.count > 0, count, 0)
+        share = jnp.where(n > 0, n / (prior_count + n), 0)
+        var = test.m2 / jnp.maximum(test.count, 1)
+        return BatchNormState(
+            _mix(state.mean, test.mean, share), _mix(state.var, var, share), state.count
+        )
+
+    return lax.stop_gradient(
+        jax.tree.map(
+            one, states, moments, is_leaf=lambda s: isinstance(s, BatchNormState)
+        )
+    )
+
+
+def _mix(old: Array, new: Array, share: Array) -> Array:
+    return (old + share * (new - old)).astype(old.dtype)

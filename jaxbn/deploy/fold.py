@@ -1,0 +1,101 @@
+"""Folds batch normalization into the linear layer before or after it."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxbn.deploy.freeze import Frozen
+
+
+def fold(
+    kernel: Array,
+    bias: Array | None,
+    frozen: Frozen,
+    *,
+    order: Literal["after", "before"] = "after",
+    axis: int = -1,
+    input_axis: int = -2,
+    groups: int = 1,
+) -> tuple[Array, Array]:
+    """Kernel and bias of one linear layer that does what two layers did.
+
+    For the layer W x + b and the frozen map s (x - m) + t,
+
+        order="after",  map(layer(x)):   W' = s W,   b' = s (b - m) + t
+        order="before", layer(map(x)):   W' = W s,   b' = b + W (t - s m).
+
+    "after" is exact for dense layers and every convolution: of any rank, grouped,
+    depthwise or transposed, with any padding. "before" is exact for dense layers and
+    convolutions that are not transposed and pad nothing (or wrap around): a zero in the
+    padding was a zero after the map, and becomes a zero before it.
+
+    Args:
+        kernel: weights of any rank, in Flax layout (..., inputs / groups, outputs)
+            unless `axis` and `input_axis` say otherwise.
+        bias: shape (outputs,), or None.
+        frozen: from `jaxbn.deploy.freeze`; outputs channels for "after", inputs
+            channels for "before".
+        order: where the batch normalization stands: "after" or "before" the layer.
+        axis: the axis of `kernel` that lists the output channels; -2 for a Flax
+            ConvTranspose with `transpose_kernel=True`.
+        input_axis: the axis that lists the input channels of one group.
+        groups: the `feature_group_count` of the convolution; matters for "before".
+
+    Returns:
+        The new kernel in its type, and the new bias in its type, or float32 if there
+        was none. The arithmetic is float32 or wider.
+
+    Raises:
+        ValueError: if `order` is unknown or sizes do not fit.
+
+    Example:
+        >>> frozen = jaxbn.deploy.freeze(
+        ...     jaxbn.BatchNormState(jnp.ones(2), jnp.full(2, 4.0), jnp.ones(2)),
+        ...     epsilon=1e-12,
+        ... )
+        >>> kernel, bias = jaxbn.deploy.fold(jnp.ones((3, 2)), None, frozen)
+        >>> bias
+        Array([-0.5, -0.5], dtype=float32)
+    """
+    if order not in ("after", "before"):
+        raise ValueError(
+            f"`order` must be 'after' or 'before', got {order!r}. It says where the "
+            "batch normalization stands relative to the layer."
+        )
+    wide = jnp.promote_types(jnp.promote_types(kernel.dtype, frozen.slope.dtype), "f4")
+    weights = jnp.moveaxis(kernel.astype(wide), (input_axis, axis), (-2, -1))
+    inputs, outputs = weights.shape[-2:]
+    channels = outputs if order == "after" else inputs * groups
+    _check(frozen, channels, outputs, groups)
+    center, slope, offset = (v.astype(wide) for v in frozen)
+    if order == "after":
+        old = jnp.zeros(outputs, wide) if bias is None else bias.astype(wide)
+        weights = weights * slope
+        new = slope * (old - center) + offset
+    else:
+        shift = _per_weight(offset - slope * center, groups, outputs)
+        new = (weights * shift).sum(tuple(range(weights.ndim - 1)))
+        new = new if bias is None else new + bias.astype(wide)
+        weights = weights * _per_weight(slope, groups, outputs)
+    weights = jnp.moveaxis(weights, (-2, -1), (input_axis, axis))
+    kind = wide if bias is None else bias.dtype
+    return weights.astype(kernel.dtype), new.astype(kind)
+
+
+def _per_weight(vector: Array, groups: int, outputs: int) -> Array:
+    """A vector of all inputs as (inputs / groups, outputs)."""
+    return jnp.repeat(vector.reshape(groups, -1).T, outputs // groups, axis=1)
+
+
+def _check(frozen: Frozen, channels: int, outputs: int, groups: int) -> None:
+    if outputs % groups:
+        raise ValueError(
+            f"`groups` must divide the {outputs} outputs of `kernel`, got {groups}. "
+            "Pass the layer's feature_group_count."
+        )
+    if frozen.slope.shape != (channels,):
+        raise ValueError(
+            f"`frozen` must have shape {(channels,)} to match `kernel`, got "
+            f"{frozen.slope.shape}. Check `order`, `axis`, `input_axis` and `groups`."
+        )

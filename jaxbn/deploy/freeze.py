@@ -1,0 +1,95 @@
+"""Batch normalization as a fixed affine map."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.core import checks
+from jaxbn.core import implementation as implementations
+from jaxbn.core.normalize import apply
+from jaxbn.core.types import Activation, BatchNormState
+
+
+class Frozen(NamedTuple):
+    """slope * (x - center) + offset: what a frozen layer does to each channel.
+
+    Attributes:
+        center: the running mean; the shape of the feature axes, at least float32.
+        slope: scale / sqrt(var + epsilon), the same shape.
+        offset: the bias, the same shape.
+    """
+
+    center: Array
+    slope: Array
+    offset: Array
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        axis: int | Sequence[int] = -1,
+        activation: Activation = None,
+        residual: Array | None = None,
+        implementation: str | None = None,
+    ) -> Array:
+        """Applies the map; arguments and result are those of `jaxbn.normalize`."""
+        x = checks.array(x)
+        axes = checks.feature_axes(x, axis)
+        return apply(
+            x,
+            checks.vector("center", self.center, x, axes),
+            checks.vector("slope", self.slope, x, axes),
+            checks.vector("offset", self.offset, x, axes),
+            checks.residual(residual, x),
+            axes=axes,
+            activation=checks.activation(activation),
+            implementation=implementations.choose(implementation, x),
+        )
+
+
+def freeze(
+    state: BatchNormState,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    epsilon: float = 1e-5,
+) -> Frozen:
+    """Fixes a layer: no statistics, no update, no gradient to scale and bias.
+
+        y = scale / sqrt(var + epsilon) * (x - mean) + bias
+
+    It is `jaxbn.batch_norm_inference` with everything but `x` constant. The mean is
+    kept apart, because (bias - slope * mean) loses digits where |mean| >> std.
+
+    Args:
+        state: running statistics.
+        scale: the shape of `state.mean`. Default: one.
+        bias: the same shape. Default: zero.
+        epsilon: added to the variance, > 0.
+
+    Returns:
+        A Frozen, to call on `x` or to hand to `jaxbn.deploy.fold`.
+
+    Raises:
+        TypeError: if `state` is no BatchNormState.
+        ValueError: if a shape or `epsilon` is invalid.
+
+    Example:
+        >>> frozen = jaxbn.deploy.freeze(jaxbn.init_state(1), epsilon=1e-12)
+        >>> frozen(jnp.array([[1.0], [3.0]])).ravel()
+        Array([1., 3.], dtype=float32)
+    """
+    axes = tuple(range(jnp.ndim(getattr(state, "mean", 0))))
+    state = checks.state(state, getattr(state, "mean", jnp.zeros(())), axes)
+    scale = checks.vector("scale", scale, state.mean, axes)
+    bias = checks.vector("bias", bias, state.mean, axes)
+    slope = lax.rsqrt(state.var + checks.epsilon(epsilon))
+    return lax.stop_gradient(
+        Frozen(
+            state.mean,
+            slope if scale is None else slope * scale,
+            jnp.zeros_like(slope) if bias is None else bias,
+        )
+    )

@@ -1,0 +1,150 @@
+"""The running statistics of a whole flax.linen model.
+
+Works on every model, because it listens to the calls of the batch-normalization layers,
+whether they come from `jaxbn.linen` or from Flax.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxbn.core.moments import merge
+from jaxbn.core.types import BatchNormState, Moments
+from jaxbn.deploy.model import (
+    Model,
+    count_of,
+    is_norm,
+    moments_of_call,
+    require_some,
+    run,
+    written,
+)
+
+_COLLECTION = "moments"
+
+
+def linen_model(
+    module: Any,
+    variables: Mapping[str, Any],
+    *,
+    call: Callable[[Any, Any], Any] = run,
+    rngs: Any = None,
+) -> Model:
+    """The statistics of a `flax.linen` model.
+
+    Args:
+        module: any linen module.
+        variables: its variables, with the collection "batch_stats".
+        call: `call(module, batch)` runs the model; whether layers normalize with batch
+            or running statistics is decided here. Default: `module(batch)`.
+        rngs: for `module.apply`, if the call needs random numbers.
+
+    Returns:
+        A Model; its `replace` returns variables.
+
+    Raises:
+        ValueError: if `variables` contain no running statistics.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> norm = nn.BatchNorm(use_running_average=True)
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> model = linen_model(norm, norm.init(jax.random.key(0), x))
+        >>> states = jaxbn.deploy.recalibrate(model.collect, model.states, [x])
+        >>> model.replace(states)["batch_stats"]["mean"]
+        Array([2.], dtype=float32)
+    """
+    states = dict(_read(variables.get("batch_stats", {}), ()))
+    require_some(states, "`variables`")
+
+    def collect(states, batch):
+        with intercept(_record):
+            used = {k: v for k, v in variables.items() if k != _COLLECTION}
+            _, found = module.apply(
+                _replace(used, states),
+                batch,
+                method=call,
+                rngs=rngs,
+                mutable=["batch_stats", _COLLECTION],
+            )
+        seen = dict(_recorded(found.get(_COLLECTION, {}), ()))
+        _require_all(states, seen)
+        return {path: seen[path] for path in states}
+
+    return Model(states, collect, functools.partial(_replace, variables))
+
+
+def intercept(listener: Callable[..., Any]) -> Any:
+    """A context in which `listener` hears every call of a linen module's method."""
+    from flax import linen
+
+    return linen.intercept_methods(listener)
+
+
+def kind_of(module: Any) -> str | None:
+    """What a linen module is for folding: "norm", "dense", "conv" or "transposed"."""
+    from flax import linen
+
+    if is_norm(module):
+        return "norm"
+    kinds: dict[type, str] = {
+        linen.Dense: "dense",
+        linen.Conv: "conv",
+        linen.ConvTranspose: "transposed",
+    }
+    return kinds.get(type(module))
+
+
+def _record(next_call, args, kwargs, context):
+    if context.method_name == "__call__" and is_norm(context.module):
+        context.module.sow(
+            _COLLECTION,
+            _COLLECTION,
+            moments_of_call(context.module, *args, **kwargs),
+            init_fn=lambda: None,
+            reduce_fn=lambda old, new: new if old is None else merge(old, new),
+        )
+    return next_call(*args, **kwargs)
+
+
+def _read(tree: Any, path: tuple[str, ...]):
+    """The pairs of path and statistics in a nested dictionary."""
+    if isinstance(tree, Mapping) and "mean" in tree and "var" in tree:
+        mean, var = jnp.asarray(tree["mean"]), jnp.asarray(tree["var"])
+        yield "/".join(path), BatchNormState(mean, var, count_of(tree, var))
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _read(value, (*path, key))
+
+
+def _recorded(tree: Any, path: tuple[str, ...]):
+    """The pairs of path and moments that the calls left behind."""
+    if isinstance(tree.get(_COLLECTION), Moments):
+        yield "/".join(path), tree[_COLLECTION]
+    else:
+        for key, value in tree.items():
+            yield from _recorded(value, (*path, key))
+
+
+def _require_all(states, seen) -> None:
+    if missing := sorted(states.keys() - seen.keys()):
+        raise ValueError(
+            f"`call` must call every batch normalization, got no call of {missing}. "
+            "Inside a lifted `nn.scan` or `nn.vmap`, add 'moments' to `variable_axes`, "
+            "with the axis of 'batch_stats'."
+        )
+
+
+def _replace(variables: Mapping[str, Any], states: dict[str, BatchNormState]):
+    def write(tree, path):
+        state = states.get("/".join(path))
+        if isinstance(tree, Mapping) and state is not None:
+            return {key: written(tree[key], getattr(state, key, None)) for key in tree}
+        if isinstance(tree, Mapping):
+            return {key: write(value, (*path, key)) for key, value in tree.items()}
+        return tree
+
+    statistics = write(variables.get("batch_stats", {}), ())
+    return {**variables, "batch_stats": statistics}

@@ -1,0 +1,115 @@
+"""Which layers a flax.linen model calls, and on what."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbn.deploy.linen import intercept, kind_of
+
+_STACKED = "has stacked variables, from a lifted transformation"
+
+
+class Call(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        path: the path of its variables, "block/conv".
+        kind: "norm", "dense", "conv" or "transposed".
+        input, output: the very arrays, for comparison by identity.
+        epsilon: of a batch normalization.
+        axis: the axis of the kernel that lists the output channels.
+        groups: the feature group count.
+        pads: whether zeros are added around the input.
+        has_bias: whether there is a bias variable.
+        linear: False if an activation or a residual is part of the layer.
+        obstacle: why nothing can be folded here, or None.
+    """
+
+    path: str
+    kind: str
+    input: Any
+    output: Any
+    epsilon: float
+    axis: int
+    groups: int
+    pads: bool
+    has_bias: bool
+    linear: bool
+    obstacle: str | None
+
+
+def calls_of(module, variables, example, call) -> list[Call]:
+    """The calls in order, without computing anything."""
+    calls: list[Call] = []
+
+    def listen(next_call, args, kwargs, context):
+        y = next_call(*args, **kwargs)
+        kind = kind_of(context.module)
+        if context.method_name == "__call__" and kind and args:
+            extra = kwargs.get("residual") is not None
+            calls.append(
+                _described(context.module, kind, args[0], y, variables, extra=extra)
+            )
+        return y
+
+    def trace(used, example):
+        with intercept(listen):
+            _, changed = module.apply(
+                used, example, method=call, mutable=["batch_stats"]
+            )
+        _check_evaluation(used, changed)
+
+    jax.eval_shape(trace, dict(variables), example)
+    return calls
+
+
+def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:
+    path = module.scope.path
+    own = _at(variables.get("params", {}), path)
+    return Call(
+        path="/".join(path),
+        kind=kind,
+        input=x,
+        output=y,
+        epsilon=getattr(module, "epsilon", 0.0),
+        axis=-2 if getattr(module, "transpose_kernel", False) else -1,
+        groups=getattr(module, "feature_group_count", 1),
+        pads=kind == "conv" and _pads(module.padding),
+        has_bias="bias" in own,
+        linear=getattr(module, "activation", None) is None and not extra,
+        obstacle=_obstacle(module, kind, x, own, _at(variables["batch_stats"], path)),
+    )
+
+
+def _obstacle(module, kind, x, own, statistics) -> str | None:
+    if kind == "norm":
+        if statistics["mean"].ndim != 1:
+            return _STACKED
+        last = module.axis in (-1, x.ndim - 1)
+        return None if last else "normalizes another axis than the last"
+    rank = 0 if kind == "dense" else np.size(module.kernel_size)
+    return None if own["kernel"].ndim == rank + 2 else _STACKED
+
+
+def _pads(padding) -> bool:
+    if isinstance(padding, str):
+        return padding.upper() not in ("VALID", "CIRCULAR")
+    return bool(np.any(np.asarray(padding) != 0))
+
+
+def _at(tree: Mapping[str, Any], path) -> Mapping[str, Any]:
+    for key in path:
+        tree = tree.get(key, {})
+    return tree
+
+
+def _check_evaluation(used, changed) -> None:
+    old, new = used.get("batch_stats", {}), changed.get("batch_stats", {})
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        if a is not b:
+            raise ValueError(
+                "`call` must run the model at evaluation, got a change of "
+                "`batch_stats`. Pass a `call` with `use_running_average=True`."
+            )

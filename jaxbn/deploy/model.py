@@ -1,0 +1,72 @@
+"""What recalibration and adaptation need of a whole model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxbn.core.moments import moments
+from jaxbn.core.types import BatchNormState, Moments
+
+
+class Model(NamedTuple):
+    """The statistics of a model, apart from the model.
+
+    Attributes:
+        states: running statistics of each layer, by its path, "block/norm".
+        collect: `collect(states, batch)` returns the moments of what each layer sees in
+            `batch`, by path, when the model runs with `states`.
+        replace: `replace(states)` returns the model with other statistics.
+    """
+
+    states: dict[str, BatchNormState]
+    collect: Callable[[dict[str, BatchNormState], Any], dict[str, Moments]]
+    replace: Callable[[dict[str, BatchNormState]], Any]
+
+
+def run(module: Any, batch: Any) -> Any:
+    """How a model is called unless told otherwise."""
+    return module(batch)
+
+
+def is_norm(module: Any) -> bool:
+    """Whether a module is a batch-normalization layer of Flax or jaxbn."""
+    return hasattr(module, "use_running_average") and hasattr(module, "axis")
+
+
+def moments_of_call(module: Any, x: Array, *_, mask=None, where=None, **__) -> Moments:
+    """The moments of `x`, given the arguments of a call of such a layer."""
+    where = mask if where is None else where
+    return moments(
+        x,
+        axis=module.axis,
+        where=None if where is None else jnp.asarray(where).astype(bool),
+    )
+
+
+def count_of(tree: Mapping[str, Any], like: Array) -> Array:
+    """The number of updates in a layer's statistics; zero if it is not stored."""
+    return jnp.broadcast_to(jnp.asarray(tree.get("count", 0), like.dtype), like.shape)
+
+
+def written(old, new) -> Array:
+    """The new leaf in the shape and type of the old one."""
+    if new is None:
+        return old
+    new = new if jnp.ndim(new) == jnp.ndim(old) else jnp.max(new)
+    return jnp.asarray(new, jnp.asarray(old).dtype)
+
+
+def no_values(state: BatchNormState) -> Moments:
+    """The moments of a layer that was not called."""
+    return Moments(*(jnp.zeros_like(leaf) for leaf in (state.var, *state[:2])))
+
+
+def require_some(states: dict[str, BatchNormState], name: str) -> None:
+    """Checks that a model has batch normalization."""
+    if not states:
+        raise ValueError(
+            f"{name} must contain running statistics, got none. Pass a model with "
+            "batch normalization, and its `batch_stats`."
+        )

@@ -1,0 +1,93 @@
+"""The running statistics of a whole flax.nnx model."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jaxbn.core.moments import merge
+from jaxbn.core.types import BatchNormState
+from jaxbn.deploy.model import (
+    Model,
+    count_of,
+    is_norm,
+    moments_of_call,
+    no_values,
+    require_some,
+    run,
+    written,
+)
+
+
+def nnx_model(model: Any, *, call: Callable[[Any, Any], Any] = run) -> Model:
+    """The statistics of a `flax.nnx` model, which itself is never changed.
+
+    Args:
+        model: any nnx module.
+        call: `call(model, batch)` runs the model; whether layers normalize with batch
+            or running statistics is decided here. Default: `model(batch)`.
+
+    Returns:
+        A Model; its `replace` returns a new nnx module.
+
+    Raises:
+        ValueError: if `model` contains no batch normalization.
+
+    Example:
+        >>> from flax import nnx
+        >>> norm = nnx.BatchNorm(1, use_running_average=True, rngs=nnx.Rngs(0))
+        >>> model, x = nnx_model(norm), jnp.array([[1.0], [3.0]])
+        >>> states = jaxbn.deploy.recalibrate(model.collect, model.states, [x])
+        >>> model.replace(states).mean[...]
+        Array([2.], dtype=float32)
+    """
+    from flax import nnx
+
+    def norms(root):
+        pairs = nnx.iter_modules(root)
+        return {"/".join(map(str, p)): norm for p, norm in pairs if is_norm(norm)}
+
+    def fresh(states):
+        copy = nnx.clone(model)
+        for path, norm in norms(copy).items():
+            _write_nnx(norm, states[path])
+        return copy
+
+    def collect(states, batch):
+        copy = fresh(states)
+        layers: dict[str, Any] = norms(copy)
+        for path, norm in layers.items():
+            norm.__class__ = _recording(type(norm))
+            norm.recorded = nnx.Variable(no_values(states[path]))
+        call(copy, batch)
+        return {path: norm.recorded.get_value() for path, norm in layers.items()}
+
+    states = {path: _read_nnx(norm) for path, norm in norms(model).items()}
+    require_some(states, "`model`")
+    return Model(states, collect, fresh)
+
+
+@functools.cache
+def _recording(kind: type) -> type:
+    """A subclass that also records the moments of what it is called on."""
+
+    def __call__(self, x, *args, **kwargs):  # noqa: N807
+        seen = moments_of_call(self, x, *args, **kwargs)
+        self.recorded.set_value(merge(self.recorded.get_value(), seen))
+        return kind.__call__(self, x, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": __call__})
+
+
+def _read_nnx(norm) -> BatchNormState:
+    tree = {
+        key: variable[...]
+        for key in ("mean", "var", "count")
+        if (variable := getattr(norm, key, None)) is not None
+    }
+    return BatchNormState(tree["mean"], tree["var"], count_of(tree, tree["var"]))
+
+
+def _write_nnx(norm, state: BatchNormState) -> None:
+    for key, new in state._asdict().items():
+        if (variable := getattr(norm, key, None)) is not None:
+            variable[...] = written(variable[...], new)

@@ -1,0 +1,1 @@
+"""Batch normalization for special cases: small batches, domains, time steps."""

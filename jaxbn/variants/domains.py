@@ -1,0 +1,239 @@
+"""Statistics per domain: AdvProp, domain adaptation, several data sets in one model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.core import checks
+from jaxbn.core import implementation as implementations
+from jaxbn.core.moments import group_of, local_moments, public, shared_moments
+from jaxbn.core.normalize import apply
+from jaxbn.core.state import init_state, update
+from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
+
+
+def init_domain_state(num_domains: int, num_features: int) -> BatchNormState:
+    """Running statistics for each domain: leaves of shape (num_domains, C).
+
+    Args:
+        num_domains: number of domains D, >= 1.
+        num_features: number of channels C.
+
+    Raises:
+        ValueError: if `num_domains` is below 1.
+
+    Example:
+        >>> init_domain_state(2, 3).var.shape
+        (2, 3)
+    """
+    if num_domains < 1:
+        raise ValueError(
+            f"`num_domains` must be at least 1, got {num_domains!r}. Use 2 for clean "
+            "and adversarial examples."
+        )
+    return init_state((num_domains, num_features))
+
+
+def domain_batch_norm(
+    x: Array,
+    states: BatchNormState,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    domain: int | Array,
+    axis: int = -1,
+    axis_name: AxisName | None = None,
+    axis_groups: AxisGroups | None = None,
+    where: Array | None = None,
+    momentum: float | Array | None = 0.99,
+    epsilon: float = 1e-5,
+    activation: Activation = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+    debias: bool = True,
+    unbiased: bool = False,
+    skip_nonfinite: bool = False,
+) -> tuple[Array, BatchNormState]:
+    """Normalizes each example with the statistics of its domain.
+
+        y_i = (x_i - mean_k) / sqrt(var_k + epsilon) * scale_k + bias_k,  k = domain_i
+
+    where mean_k and var_k run over the examples of domain k in the batch, on all
+    members of `axis_name`. Domains that are not in the batch keep their state.
+
+    Args:
+        x: a batch whose first axis lists the examples.
+        states: from `init_domain_state`, leaves of shape (D, C).
+        scale, bias: shape (C,) for all domains, or (D, C). Default: one and zero.
+        domain: a number in [0, D) for the whole batch, or one per example, shape (B,);
+            may be traced.
+        axis: the feature axis; not the first one.
+        axis_name, axis_groups, where, epsilon, activation, residual, implementation:
+            as in `jaxbn.batch_norm`.
+        momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`.
+
+    Returns:
+        y, with the shape and type of `x`, and the states for the next call.
+
+    Raises:
+        ValueError: if a shape is invalid.
+        TypeError: if `domain` is not an integer.
+
+    Reference:
+        Xie et al., Adversarial examples improve image recognition, 2019.
+        https://arxiv.org/abs/1911.09665
+
+    Example:
+        >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
+        >>> states = init_domain_state(2, 1)
+        >>> y, states = domain_batch_norm(x, states, domain=jnp.array([0, 0, 1, 1]))
+        >>> y.ravel().round(3), states.mean.ravel()
+        (Array([-1.,  1., -1.,  1.], dtype=float32), Array([ 2., 20.], dtype=float32))
+    """
+    x, feature, ids = _checked(x, states, domain, axis)
+    axes, members = (feature,), group_of(axis_name, axis_groups)
+    kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
+    floor = checks.epsilon(epsilon)
+    where = checks.mask(where, x)
+    if where is not None:
+        x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    column = ids.reshape(-1, *[1] * (x.ndim - 1))
+
+    def statistics(k, shift):
+        mine = column == k
+        mine = mine if where is None else mine & where
+        local = local_moments(x, shift, mine, floor=floor, **kernel)
+        return shared_moments(local, shift, members, floor=floor)
+
+    old = _wide(states, x)
+    number = jnp.arange(states.mean.shape[0])
+    batch = jax.vmap(statistics)(number, old.mean)
+    seen = batch.count > 0
+    var = jnp.where(seen, batch.m2 / jnp.maximum(batch.count, 1), old.var)
+    center = jnp.where(seen, batch.center, old.mean)
+    delta = jnp.where(seen, batch.delta, 0)
+    slope = lax.rsqrt(var + floor) * _by_domain("scale", scale, old, neutral=1)
+    offset = _by_domain("bias", bias, old, neutral=0) - slope * delta
+    y = _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
+    new = update(
+        states,
+        jax.vmap(public)(batch),
+        momentum=momentum,
+        debias=debias,
+        unbiased=unbiased,
+        skip_nonfinite=skip_nonfinite,
+    )
+    return y, new
+
+
+def domain_batch_norm_inference(
+    x: Array,
+    states: BatchNormState,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    domain: int | Array,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    activation: Activation = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalizes each example with the running statistics of its domain.
+
+    Args:
+        x, states, scale, bias, domain, axis: as in `domain_batch_norm`.
+        epsilon, activation, residual, implementation: as in `jaxbn.batch_norm`.
+
+    Returns:
+        y, with the shape and type of `x`.
+    """
+    x, feature, ids = _checked(x, states, domain, axis)
+    old = _wide(states, x)
+    slope = lax.rsqrt(old.var + checks.epsilon(epsilon))
+    slope = slope * _by_domain("scale", scale, old, neutral=1)
+    offset = _by_domain("bias", bias, old, neutral=0)
+    kernel = {"implementation": implementations.choose(implementation, x)}
+    arrays = (x, old.mean, slope, offset, ids)
+    return _apply(*arrays, feature, residual, activation, kernel)
+
+
+def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> Any:
+    """The statistics, scale and bias of one domain, for an ordinary layer.
+
+    Args:
+        tree: states, or any tree of arrays with the domains on the first axis.
+        domain: which one to keep, for AdvProp that of the clean examples.
+        num_domains: if given, only arrays of rank 2 or more with this first size are
+            stripped, and others, as a shared scale, stay.
+
+    Returns:
+        The tree with leaves of one domain.
+
+    Example:
+        >>> strip_domain(init_domain_state(2, 3), 0).mean.shape
+        (3,)
+    """
+
+    def strip(leaf):
+        own = num_domains is None or (leaf.ndim > 1 and leaf.shape[0] == num_domains)
+        return leaf[domain] if own else leaf
+
+    return jax.tree.map(strip, tree)
+
+
+def _wide(states: BatchNormState, x: Array) -> BatchNormState:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jax.tree.map(lambda v: lax.stop_gradient(v.astype(wide)), states)
+
+
+def _apply(x, center, slope, offset, ids, feature, residual, activation, kernel):
+    """The map of each example's domain: the examples are one more feature axis."""
+    same = kernel["implementation"]
+    return apply(
+        x,
+        center[ids],
+        slope[ids],
+        offset[ids],
+        checks.residual(residual, x),
+        axes=(0, feature),
+        activation=checks.activation(activation),
+        implementation=same,
+    )
+
+
+def _checked(x: Array, states: BatchNormState, domain, axis: int | Sequence[int]):
+    x = checks.array(x)
+    (feature,) = checks.feature_axes(x, axis)
+    ids = jnp.asarray(domain)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(
+            f"`domain` must be an integer, got {ids.dtype}. It numbers the domains "
+            "from 0."
+        )
+    if feature == 0 or ids.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"`domain` must be a scalar or have shape {x.shape[:1]} for `x` with shape "
+            f"{x.shape} and features on axis {feature}, got {ids.shape}. The first "
+            "axis of `x` lists the examples."
+        )
+    if states.mean.ndim != 2 or states.mean.shape[1] != x.shape[feature]:
+        raise ValueError(
+            f"`states` must have shape (domains, {x.shape[feature]}), got "
+            f"{states.mean.shape}. Create them with `init_domain_state`."
+        )
+    return x, feature, jnp.broadcast_to(ids, x.shape[:1])
+
+
+def _by_domain(name: str, values: Array | None, states, *, neutral: float) -> Array:
+    shape = states.mean.shape
+    values = jnp.full(shape, neutral) if values is None else jnp.asarray(values)
+    if values.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"`{name}` must have shape {shape[1:]} or {shape}, got {values.shape}. It "
+            "is shared by the domains or has a row for each."
+        )
+    return jnp.broadcast_to(values.astype(states.var.dtype), shape)

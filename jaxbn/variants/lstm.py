@@ -1,0 +1,141 @@
+"""A batch-normalized LSTM, as an example of statistics for each time step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.core.types import BatchNormState
+from jaxbn.variants.timestep import (
+    SCALE,
+    init_timestep_state,
+    timestep_batch_norm,
+    timestep_batch_norm_inference,
+)
+
+
+class LstmParams(NamedTuple):
+    """Weights of the cell, for I inputs and H hidden units.
+
+    Attributes:
+        hidden: (H, 4 H), from the last output to the gates.
+        inputs: (I, 4 H), from the input to the gates.
+        bias: (4 H,), of the gates: forget, input, output, candidate.
+        hidden_scale, inputs_scale: (4 H,).
+        cell_scale, cell_bias: (H,).
+    """
+
+    hidden: Array
+    inputs: Array
+    bias: Array
+    hidden_scale: Array
+    inputs_scale: Array
+    cell_scale: Array
+    cell_bias: Array
+
+
+class LstmStates(NamedTuple):
+    """Running statistics of the three normalizations, for each time step."""
+
+    hidden: BatchNormState
+    inputs: BatchNormState
+    cell: BatchNormState
+
+
+def init_lstm(
+    key: Array, *, inputs: int, hidden: int, max_steps: int
+) -> tuple[LstmParams, LstmStates]:
+    """Orthogonal weights, zero biases, scales of 0.1.
+
+    Args:
+        key: a random key.
+        inputs, hidden: sizes I and H.
+        max_steps: how many steps have statistics of their own.
+    """
+    orthogonal = jax.nn.initializers.orthogonal()
+    first, second = jax.random.split(key)
+    gates = 4 * hidden
+    params = LstmParams(
+        orthogonal(first, (hidden, gates)),
+        orthogonal(second, (inputs, gates)),
+        jnp.zeros(gates),
+        jnp.full(gates, SCALE),
+        jnp.full(gates, SCALE),
+        jnp.full(hidden, SCALE),
+        jnp.zeros(hidden),
+    )
+    sizes = (gates, gates, hidden)
+    return params, LstmStates(*(init_timestep_state(max_steps, n) for n in sizes))
+
+
+def lstm(
+    params: LstmParams,
+    states: LstmStates,
+    x: Array,
+    *,
+    lengths: Array | None = None,
+    training: bool,
+    **options: Any,
+) -> tuple[Array, LstmStates]:
+    """Runs the cell over a batch of sequences.
+
+        f, i, o, g = BN(h W_h) + BN(x W_x) + b
+        c' = sigmoid(f) c + sigmoid(i) tanh(g),   h' = sigmoid(o) tanh(BN(c'))
+
+    Args:
+        params, states: from `init_lstm`.
+        x: shape (batch, steps, inputs).
+        lengths: the length of each sequence, shape (batch,). Beyond it a sequence
+            counts in no statistic and its output stays. Default: all steps.
+        training: whether to normalize with the batch and update the states.
+        options: of `jaxbn.batch_norm`, as `axis_name` or `momentum`, in training; of
+            `jaxbn.batch_norm_inference` otherwise.
+
+    Returns:
+        The outputs h, shape (batch, steps, H), and the states.
+
+    Reference:
+        Cooijmans et al., Recurrent batch normalization, 2016, section 3.
+        https://arxiv.org/abs/1603.09025
+
+    Example:
+        >>> params, states = init_lstm(
+        ...     jax.random.key(0), inputs=2, hidden=3, max_steps=4
+        ... )
+        >>> lstm(params, states, jnp.ones((5, 4, 2)), training=True)[0].shape
+        (5, 4, 3)
+    """
+    batch, steps, _ = x.shape
+    lengths = jnp.full(batch, steps) if lengths is None else lengths
+
+    def norm(values, states, scale, bias, t, alive):
+        arrays = (values, states, scale, bias)
+        if not training:
+            return timestep_batch_norm_inference(*arrays, t=t, **options), states
+        return timestep_batch_norm(*arrays, t=t, where=alive, **options)
+
+    def step(carry, inputs):
+        h, c, states = carry
+        t, x = inputs
+        alive = (t < lengths)[:, None]
+        p = params
+        from_h, hidden = norm(
+            h @ p.hidden, states.hidden, p.hidden_scale, None, t, alive
+        )
+        from_x, entry = norm(
+            x @ p.inputs, states.inputs, p.inputs_scale, None, t, alive
+        )
+        f, i, o, g = jnp.split(from_h + from_x + p.bias, 4, axis=-1)
+        new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        shown, cell = norm(new_c, states.cell, p.cell_scale, p.cell_bias, t, alive)
+        new_h = jax.nn.sigmoid(o) * jnp.tanh(shown)
+        h, c = jnp.where(alive, new_h, h), jnp.where(alive, new_c, c)
+        return (h, c, LstmStates(hidden, entry, cell)), h
+
+    # Zeros that vary over the mesh as `x` does.
+    zero = jnp.zeros((batch, params.cell_bias.shape[0]), x.dtype) + 0 * x[:, 0, :1]
+    carry, outputs = lax.scan(
+        step, (zero, zero, states), (jnp.arange(steps), jnp.moveaxis(x, 1, 0))
+    )
+    return jnp.moveaxis(outputs, 0, 1), carry[2]

@@ -1,0 +1,218 @@
+"""Batch renormalization: training activations that depend on running statistics.
+
+Bounds that follow the paper's schedule are in `jaxbn.variants.renorm_schedule`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxbn.core import checks
+from jaxbn.core import implementation as implementations
+from jaxbn.core.moments import Centered, group_of, local_moments, shared_moments
+from jaxbn.core.normalize import apply, batch_norm_inference
+from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
+
+
+class RenormState(NamedTuple):
+    """Running statistics of batch renormalization, which tracks sigma, not its square.
+
+    Attributes:
+        mean: running mean; the shape of the feature axes, float32.
+        sigma: running sqrt(variance + epsilon); same shape, float32.
+        count: number of updates each channel has had; same shape, float32.
+    """
+
+    mean: Array
+    sigma: Array
+    count: Array
+
+
+def init_renorm_state(num_features: int | Sequence[int]) -> RenormState:
+    """Mean 0, sigma 1, count 0.
+
+    Args:
+        num_features: number of channels, or the sizes of several feature axes.
+    """
+    shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+    return RenormState(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(shape))
+
+
+def batch_renorm(
+    x: Array,
+    state: RenormState,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    r_max: float | Array,
+    d_max: float | Array,
+    axis: int | Sequence[int] = -1,
+    axis_name: AxisName | None = None,
+    axis_groups: AxisGroups | None = None,
+    where: Array | None = None,
+    momentum: float | Array = 0.99,
+    epsilon: float = 1e-5,
+    activation: Activation = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, RenormState]:
+    """Normalizes `x`, corrected towards the running statistics within bounds.
+
+        y = ((x - mean_B) / sigma_B * r + d) * scale + bias
+        r = clip(sigma_B / sigma, 1 / r_max, r_max)
+        d = clip((mean_B - mean) / sigma, -d_max, d_max)
+
+    with sigma_B = sqrt(var_B + epsilon), and r and d constant in the derivative. Where
+    neither is clipped, y is what evaluation gives. Then mean and sigma move by
+    (1 - momentum) towards those of the batch.
+
+    Args:
+        x: a batch of any rank; float16, bfloat16, float32 or float64.
+        state: running statistics, equal on all members of `axis_name`.
+        scale, bias: the shape of the feature axes. Default: one and zero.
+        r_max: at least 1; may be traced. 1 with `d_max=0` is batch normalization.
+        d_max: at least 0; may be traced.
+        momentum: weight of the old running value, in [0, 1); may be traced.
+        axis, axis_name, axis_groups, where, epsilon, activation, residual,
+            implementation: as in `jaxbn.batch_norm`.
+
+    Returns:
+        y, with the shape and type of `x`, and the state for the next call. Channels
+        without a valid value use and keep the running statistics.
+
+    Raises:
+        ValueError: if a shape or number is invalid.
+        TypeError: if `x` is not floating point.
+
+    Reference:
+        Ioffe, Batch Renormalization, 2017, Algorithm 1.
+        https://arxiv.org/abs/1702.03275
+
+    Example:
+        >>> x, state = jnp.array([[1.0], [3.0]]), init_renorm_state(1)
+        >>> y, _ = batch_renorm(x, state, r_max=3.0, d_max=5.0)
+        >>> jnp.allclose(y, x)  # Within the bounds, with running mean 0 and sigma 1.
+        Array(True, dtype=bool)
+    """
+    x = _real(checks.array(x))
+    axes = checks.feature_axes(x, axis)
+    where = checks.mask(where, x)
+    if where is not None:
+        x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+    members = group_of(axis_name, axis_groups)
+    kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
+    floor = checks.epsilon(epsilon)
+    old = lax.stop_gradient(_checked(state, x, axes))
+    local = local_moments(x, old.mean, where, floor=floor, **kernel)
+    batch = shared_moments(local, old.mean, members, floor=floor)
+    seen = jnp.asarray(batch.count) > 0
+    sigma = jnp.where(seen, jnp.sqrt(_variance(batch) + floor), old.sigma)
+    distance = jnp.where(seen, (batch.center - old.mean) + batch.delta, 0)
+    r, d = lax.stop_gradient(_correction(sigma, distance, old, r_max, d_max))
+    scale = checks.vector("scale", scale, x, axes)
+    bias = checks.vector("bias", bias, x, axes)
+    gain = jnp.ones_like(r) if scale is None else scale
+    slope = gain * r / sigma
+    # The mean of the batch is center + delta; `apply` subtracts the center.
+    delta = jnp.where(seen, batch.delta, 0)
+    offset = gain * d - slope * delta
+    y = apply(
+        x,
+        jnp.where(seen, batch.center, old.mean),
+        slope,
+        offset if bias is None else offset + bias,
+        checks.residual(residual, x),
+        activation=checks.activation(activation),
+        **kernel,
+    )
+    return y, _moved(
+        state, distance, sigma, seen, checks.momentum(momentum, debias=True)
+    )
+
+
+def batch_renorm_inference(
+    x: Array,
+    state: RenormState,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalizes with running statistics: (x - mean) / sigma * scale + bias.
+
+    Args:
+        x: any rank.
+        state: from `batch_renorm`; epsilon is part of its sigma.
+        scale, bias, axis, activation, residual, implementation: as in
+            `jaxbn.batch_norm_inference`.
+
+    Returns:
+        y, with the shape and type of `x`.
+    """
+    epsilon = jnp.finfo(jnp.float32).tiny.item()
+    var = jnp.square(state.sigma)
+    return batch_norm_inference(
+        x,
+        BatchNormState(state.mean, var, state.count),
+        scale,
+        bias,
+        axis=axis,
+        epsilon=epsilon,
+        activation=activation,
+        residual=residual,
+        implementation=implementation,
+    )
+
+
+def _correction(sigma, distance, old: RenormState, r_max, d_max):
+    for name, value, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
+        if not isinstance(value, Array) and not value >= least:
+            raise ValueError(
+                f"`{name}` must be at least {least}, got {value!r}. With r_max=1 and "
+                "d_max=0 it is batch normalization."
+            )
+    r = jnp.clip(sigma / old.sigma, 1 / r_max, r_max)
+    return r, jnp.clip(distance / old.sigma, -d_max, d_max)
+
+
+def _moved(state: RenormState, distance, sigma, seen, momentum) -> RenormState:
+    if momentum is None:
+        raise ValueError(
+            "`momentum` must be a number, got None. Batch renormalization has no "
+            "cumulative average."
+        )
+    rate = jnp.where(seen, 1 - momentum, 0)
+    new = RenormState(
+        state.mean + rate * distance,
+        state.sigma + rate * (sigma - state.sigma),
+        state.count + seen,
+    )
+    cast = (a.astype(b.dtype) for a, b in zip(new, state, strict=True))
+    return lax.stop_gradient(RenormState(*cast))
+
+
+def _variance(batch: Centered) -> Array:
+    return batch.m2 / jnp.maximum(batch.count, 1)
+
+
+def _checked(state: RenormState, x: Array, axes: tuple[int, ...]) -> RenormState:
+    if not isinstance(state, RenormState):
+        raise TypeError(
+            f"`state` must be a RenormState, got {type(state).__name__}. Create one "
+            "with `init_renorm_state(num_features)`."
+        )
+    named = state._asdict().items()
+    return RenormState(*(checks.vector(f"state.{k}", v, x, axes) for k, v in named))
+
+
+def _real(x: Array) -> Array:
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"`x` must be real, got {x.dtype}. Use `jaxbn.batch_norm` for complex data."
+        )
+    return x

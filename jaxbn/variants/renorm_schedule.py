@@ -1,0 +1,61 @@
+"""The bounds of batch renormalization as functions of the step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class RenormSchedule(NamedTuple):
+    """Bounds as functions of the step, as schedules are in optax.
+
+    Attributes:
+        r_max: step -> bound of r, at least 1.
+        d_max: step -> bound of |d|, at least 0.
+    """
+
+    r_max: Callable[[int | Array], Array]
+    d_max: Callable[[int | Array], Array]
+
+
+def renorm_schedule(
+    *,
+    start: int = 5_000,
+    r_end: int = 40_000,
+    d_end: int = 25_000,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+) -> RenormSchedule:
+    """The bounds of the paper: batch normalization first, then linearly to the limits.
+
+    r_max is 1 and d_max 0 until `start`; r_max grows linearly to its limit at `r_end`,
+    d_max at `d_end`.
+
+    Args:
+        start: the step up to which it is plain batch normalization.
+        r_end, d_end: the steps at which the limits are reached.
+        r_max, d_max: the limits.
+
+    Returns:
+        Two functions of the step, which may be traced.
+
+    Reference:
+        Ioffe, Batch Renormalization, 2017. https://arxiv.org/abs/1702.03275
+
+    Example:
+        >>> schedule = renorm_schedule()
+        >>> float(schedule.r_max(5_000)), float(schedule.r_max(40_000))
+        (1.0, 3.0)
+        >>> float(schedule.d_max(15_000))
+        2.5
+    """
+
+    def ramp(low, high, end):
+        def at(step):
+            share = (jnp.asarray(step, jnp.float32) - start) / (end - start)
+            return low + (high - low) * jnp.clip(share, 0, 1)
+
+        return at
+
+    return RenormSchedule(ramp(1.0, r_max, r_end), ramp(0.0, d_max, d_end))

@@ -1,0 +1,106 @@
+"""Folding a model keeps its outputs and tells what it could not fold."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn.linen
+from jaxbn.deploy import fold_linen, strip_linen
+
+
+def randomized(variables):
+    leaves, tree = jax.tree.flatten(variables)
+    rng = np.random.default_rng(1)
+    return tree.unflatten(
+        jnp.asarray(rng.uniform(0.5, 1.5, v.shape), v.dtype)
+        if v.ndim == 1
+        else jnp.asarray(rng.normal(0, 0.3, v.shape), v.dtype)
+        for v in leaves
+    )
+
+
+class Net(nn.Module):
+    """After, before, shared, and in the way of a residual connection."""
+
+    layer: type = nn.BatchNorm
+    with_norm: bool = True
+    use_bias: bool = False
+
+    def norm(self, x, name):
+        if not self.with_norm and name not in ("late", "used"):
+            return x
+        return self.layer(use_running_average=True, name=name)(x)
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(6, (3, 3), use_bias=self.use_bias, name="first")(x)
+        x = nn.relu(self.norm(x, "after"))
+        x = nn.ConvTranspose(6, (2, 2), (2, 2), transpose_kernel=True, name="up")(x)
+        x = nn.relu(self.norm(x, "up_after"))
+        x = self.norm(x, "before")
+        x = nn.Conv(4, (2, 2), padding="VALID", feature_group_count=2, name="two")(x)
+        x = nn.relu(x)
+        x = nn.Conv(4, (3, 3), name="padded")(self.norm(x, "late"))
+        x = nn.Conv(4, (1, 1), name="four")(nn.relu(x))
+        x = x + self.norm(x, "used")
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm, jaxbn.linen.BatchNorm])
+def test_outputs_stay_and_the_report_is_complete(layer):
+    net = Net(layer)
+    x = jax.random.normal(jax.random.key(2), (2, 5, 5, 3))
+    variables = randomized(jax.eval_shape(net.init, jax.random.key(0), x))
+    folded, report = fold_linen(net, variables, x)
+    want = jax.jit(net.apply)(variables, x)
+    assert {p: (f.layer, f.order) for p, f in report.folded.items()} == {
+        "after": ("first", "after"),
+        "up_after": ("up", "after"),
+        "before": ("two", "before"),
+    }
+    assert set(report.kept) == {"late", "used"}
+    assert "padded pads with zeros" in report.kept["late"]
+    assert "used elsewhere" in report.kept["used"]
+    assert report.error < 1e-5
+    np.testing.assert_allclose(
+        jax.jit(net.apply)(folded, x), want, rtol=1e-5, atol=1e-5
+    )
+
+    stripped = strip_linen(folded, report)
+    small = Net(layer, with_norm=False, use_bias=True)
+    shapes = jax.eval_shape(small.init, jax.random.key(0), x)
+    assert jax.tree.structure(stripped) == jax.tree.structure(shapes)
+    np.testing.assert_allclose(
+        jax.jit(small.apply)(stripped, x), want, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_shared_and_stacked_layers_are_kept():
+    class Shared(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            dense = nn.Dense(3)
+            norm = nn.BatchNorm(use_running_average=True)
+            x = norm(dense(norm(dense(x))))
+            stacked = nn.vmap(
+                nn.BatchNorm,
+                variable_axes={"params": 0, "batch_stats": 0},
+                split_rngs={"params": True},
+            )
+            return stacked(use_running_average=True, name="stacked")(x)
+
+    x = jnp.ones((2, 3))
+    variables = Shared().init(jax.random.key(0), x)
+    same, report = fold_linen(Shared(), variables, x)
+    assert report.kept["BatchNorm_0"] == "it is called more than once"
+    assert not report.folded
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
+def test_training_mode_is_refused():
+    net = nn.BatchNorm(use_running_average=False)
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="`call` must run the model at evaluation"):
+        fold_linen(net, net.init(jax.random.key(0), x), x)

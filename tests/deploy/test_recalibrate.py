@@ -1,0 +1,200 @@
+"""Recalibration gives the statistics of one pass over all data."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+
+import jaxbn
+import jaxbn.linen
+from jaxbn.deploy import linen_model, nnx_model, recalibrate
+
+
+def collect(_, batch):
+    x, where = batch
+    return jaxbn.moments(x, where=where)
+
+
+def data(seed, rows=96, channels=3, shift=3.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(shift, 2, (rows, channels)) * [1, 2, 3]
+    return x.astype(np.float32), rng.random((rows, 1)) < 0.7
+
+
+def expected(x, where):
+    x = x[where[:, 0]].astype(np.float64)
+    return x.mean(0), x.var(0)
+
+
+def assert_equals_one_pass(state, x, where):
+    mean, var = expected(x, where)
+    std = np.sqrt(var)
+    np.testing.assert_allclose(state.mean / std, mean / std, atol=1e-6)
+    np.testing.assert_allclose(state.var / var, 1, atol=1e-6)
+
+
+@given(
+    seed=st.integers(0, 99), sizes=st.lists(st.sampled_from([1, 13, 32]), min_size=1)
+)
+@settings(max_examples=6)
+def test_any_split_of_masked_shuffled_data_equals_one_pass(seed, sizes):
+    x, where = data(seed)
+    order = np.random.default_rng(seed).permutation(len(x))
+    cuts = [c for c in np.cumsum(sizes) if c < len(x)]
+    parts = zip(np.split(x[order], cuts), np.split(where[order], cuts), strict=True)
+    state = recalibrate(collect, jaxbn.init_state(3), list(parts))
+    assert_equals_one_pass(state, x, where)
+
+
+def test_more_batches_than_are_kept_pending():
+    x, where = data(1, rows=400)
+    parts = list(zip(x.reshape(200, 2, 3), where.reshape(200, 2, 1), strict=True))
+    assert_equals_one_pass(recalibrate(collect, jaxbn.init_state(3), parts), x, where)
+
+
+def test_scan_under_shard_map_equals_one_pass_with_empty_devices():
+    x, where = data(2, rows=8 * 5 * 4)
+    where[:20] = False
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+
+    def local(x, where):
+        batches = (x.reshape(5, -1, 3), where.reshape(5, -1, 1))
+        state = jaxbn.init_state(3)
+        return recalibrate(collect, state, batches, scan=True, axis_name="data")
+
+    spec = PartitionSpec("data")
+    run = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
+    assert_equals_one_pass(jax.jit(run)(x, where), x, where)
+
+
+class Net(nn.Module):
+    """Dense and batch normalization, twice, with the layer of choice."""
+
+    layer: type
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        for features in (4, 5):
+            x = nn.Dense(features)(x)
+            x = nn.relu(self.layer(use_running_average=not train)(x))
+        return x
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm, jaxbn.linen.BatchNorm])
+def test_linen_model_equals_one_pass_in_every_layer(layer):
+    x, _ = data(3)
+    net = Net(layer)
+    variables = net.init(jax.random.key(0), x)
+    model = linen_model(net, variables)
+    states = recalibrate(model.collect, model.states, np.split(x, 8), passes=2)
+    got = model.replace(states)["batch_stats"]
+    for name in ("BatchNorm_0", "BatchNorm_1"):
+        new = model.replace(states)
+        _, seen = net.apply(new, x, capture_intermediates=True)
+        number = name[-1]
+        before = seen["intermediates"][f"Dense_{number}"]["__call__"][0]
+        want = np.asarray(before, np.float64)
+        np.testing.assert_allclose(got[name]["mean"], want.mean(0), atol=3e-6)
+        np.testing.assert_allclose(got[name]["var"], want.var(0), rtol=3e-6)
+
+
+def test_linen_model_in_training_leaves_parameters_and_tree_alone():
+    x, _ = data(4)
+    net = Net(nn.BatchNorm)
+    variables = net.init(jax.random.key(0), x)
+    model = linen_model(net, variables, call=lambda m, batch: m(batch, train=True))
+    new = model.replace(recalibrate(model.collect, model.states, [x]))
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, new["params"], variables["params"])
+    _, after = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    mean = after["batch_stats"]["BatchNorm_1"]["mean"]
+    np.testing.assert_allclose(
+        0.01 * new["batch_stats"]["BatchNorm_1"]["mean"], mean, rtol=1e-4
+    )
+
+
+def test_a_layer_called_twice_counts_both_calls():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.BatchNorm(use_running_average=True)
+            return norm(x), norm(x + 2)
+
+    x = jnp.zeros((4, 1))
+    net = Twice()
+    model = linen_model(net, net.init(jax.random.key(0), x))
+    (state,) = recalibrate(model.collect, model.states, [x]).values()
+    np.testing.assert_allclose([state.mean[0], state.var[0]], [1, 1])
+
+
+def test_layers_in_scan_and_remat_need_the_collection():
+    def net(**axes):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.BatchNorm(use_running_average=True)(nn.Dense(3)(x)), None
+
+        class Deep(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                axes_ = {"params": 0, "batch_stats": 0, **axes}
+                rngs = {"params": True}
+                block = nn.scan(
+                    nn.remat(Block), variable_axes=axes_, split_rngs=rngs, length=2
+                )
+                return block(name="layers")(x, None)[0]
+
+        return Deep()
+
+    x, _ = data(6)
+    variables = net().init(jax.random.key(0), x)
+    model = linen_model(net(moments=0), variables)
+    (state,) = recalibrate(model.collect, model.states, [x], passes=2).values()
+    dense = variables["params"]["layers"]["Dense_0"]["kernel"][0]
+    want = np.asarray(x, np.float64) @ np.asarray(dense, np.float64)
+    np.testing.assert_allclose(state.mean[0], want.mean(0), rtol=1e-5)
+    assert state.mean.shape == (2, 3)
+    model = linen_model(net(), variables)
+    with pytest.raises(ValueError, match="add 'moments' to `variable_axes`"):
+        model.collect(model.states, x)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs)])
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.norm(self.layers[0](x)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nnx_model_equals_one_pass_and_stays_as_it_was(training):
+    x, _ = data(5)
+    net = NnxNet(nnx.Rngs(0))
+    net.train() if training else net.eval()
+    model = nnx_model(net)
+    new = model.replace(recalibrate(model.collect, model.states, np.split(x, 4)))
+    want = np.asarray(net.layers[0](x), np.float64)
+    np.testing.assert_allclose(new.norm.mean[...], want.mean(0), atol=3e-6)
+    np.testing.assert_allclose(new.norm.var[...], want.var(0), rtol=3e-6)
+    np.testing.assert_array_equal(net.norm.mean[...], np.zeros(4))
+    assert type(net.norm) is nnx.BatchNorm and type(new.norm) is nnx.BatchNorm
+
+
+def test_messages_name_the_argument():
+    state = jaxbn.init_state(3)
+    with pytest.raises(ValueError, match="`passes` must be at least 1, got 0"):
+        recalibrate(collect, state, [], passes=0)
+    with pytest.raises(ValueError, match="`batches` must contain a batch"):
+        recalibrate(collect, state, iter(()))
+    with pytest.raises(ValueError, match="`collect` must return one Moments"):
+        recalibrate(collect, {"norm": state}, [data(0)])
+    with pytest.raises(ValueError, match="`variables` must contain running"):
+        linen_model(nn.Dense(1), {"params": {}})

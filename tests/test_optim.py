@@ -1,0 +1,188 @@
+"""Optimizer helpers: masks, decay, the finite-step guard, gradient accumulation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxbn
+from jaxbn import optim
+
+
+def test_mask_spares_scales_and_biases_of_dictionaries_and_nnx_states():
+    params = {"dense": {"kernel": 1.0, "bias": 1.0}, "norm": {"scale": 1.0}, "a": [2.0]}
+    assert optim.weight_decay_mask(params) == {
+        "dense": {"kernel": True, "bias": False},
+        "norm": {"scale": False},
+        "a": [True],
+    }
+    net = nnx.Sequential(
+        nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    )
+    state = nnx.state(net, nnx.Param)
+    mask = jax.tree_util.tree_leaves_with_path(optim.weight_decay_mask(state))
+    kernels = [value for path, value in mask if "kernel" in str(path)]
+    assert kernels == [True] and sum(value for _, value in mask) == 1
+
+
+def test_masked_decay_moves_only_the_kernel():
+    params = {"dense": {"kernel": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+    decay = optax.add_decayed_weights(0.1, mask=optim.weight_decay_mask)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    got, _ = decay.update(zero, decay.init(params), params)
+    np.testing.assert_allclose(got["dense"]["kernel"], 0.1)
+    np.testing.assert_array_equal(got["norm"]["scale"], 0)
+
+
+@given(scale=st.floats(-5, 5), rate=st.floats(0, 1), target=st.floats(-2, 2))
+def test_decay_of_scale_is_the_gradient_of_its_penalty(scale, rate, target):
+    params = {"scale": jnp.float32(scale), "kernel": jnp.float32(scale)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    decay = optim.decay_scale(rate, target=target)
+    got, _ = decay.update(zero, decay.init(params), params)
+    want = jax.grad(lambda p: rate / 2 * (p["scale"] - target) ** 2)(params)
+    np.testing.assert_allclose(got["scale"], want["scale"], rtol=1e-5, atol=1e-6)
+    assert got["kernel"] == 0
+
+
+def test_last_scale_of_each_block_starts_at_zero():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = x
+            for _ in range(11):
+                y = nn.BatchNorm(use_running_average=True)(nn.Dense(2)(y))
+            return y + nn.BatchNorm(use_running_average=True, name="shortcut")(x)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(Block()(Block()(x)))
+
+    params = Net().init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    got = optim.zero_last_scale(params, block=r"Block_\d+", norm=r"BatchNorm_\d+")
+    flat = jax.tree_util.tree_leaves_with_path(got)
+    zeros = [p for p, v in flat if p[-1].key == "scale" and not v.any()]
+    assert [[k.key for k in p] for p in zeros] == [
+        [block, "BatchNorm_10", "scale"] for block in ("Block_0", "Block_1")
+    ]
+    with pytest.raises(ValueError, match="`block` must match the name of a block"):
+        optim.zero_last_scale(params, block="Nothing")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_step_changes_nothing_and_a_good_one_everything(bad):
+    tx = optax.adam(0.1)
+    params = {"w": jnp.ones(3)}
+    old = (params, tx.init(params), jaxbn.init_state(3))
+
+    @jax.jit
+    def step(old, x):
+        params, opt_state, state = old
+
+        def loss(params):
+            y, new_state = jaxbn.batch_norm(x * params["w"], state)
+            return jnp.sum(y**3), new_state
+
+        grads, new_state = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        new = (optax.apply_updates(params, updates), opt_state, new_state)
+        return optim.keep_finite(new, old, watch=grads), new
+
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    (kept, finite), _ = step(old, x.at[1, 2].set(bad))
+    assert not finite
+    jax.tree.map(np.testing.assert_array_equal, kept, old)
+    (taken, finite), new = step(old, x)
+    assert finite
+    jax.tree.map(np.testing.assert_array_equal, taken, new)
+
+
+def test_members_of_an_axis_decide_together():
+    new, old = jnp.array([1.0, jnp.nan, 3.0]), jnp.zeros(3)
+
+    def one(new, old):
+        return optim.keep_finite(new, old, axis_name="data")
+
+    kept, finite = jax.vmap(one, axis_name="data")(new, old)
+    np.testing.assert_array_equal(kept, old)
+    assert not finite.any()
+
+
+def train(params, state, x, y):
+    """Loss with one batch normalization, and the moments of what it saw."""
+    h = x @ params["w"]
+    seen = jaxbn.moments(h)
+    z, _ = jaxbn.batch_norm(h, state, params["scale"])
+    return jnp.mean((z - y) ** 2), seen
+
+
+@settings(max_examples=5)
+@given(
+    seed=st.integers(0, 99), masked=st.booleans(), momentum=st.sampled_from([None, 0.9])
+)
+def test_four_micro_batches_leave_the_running_state_of_one_batch(
+    seed, masked, momentum
+):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(2, 3, (3, 4, 6, 3)), jnp.float32)
+    where = jnp.asarray(rng.random((3, 4, 6, 1)) < (0.6 if masked else 2))
+    states = {"a": jaxbn.init_state(3)}
+    whole, seen = states, optim.init_accumulation(states)
+    for i in range(3):
+        m = jaxbn.moments(x[i], where=where[i])
+        whole = {"a": jaxbn.update(whole["a"], m, momentum=momentum, unbiased=True)}
+        for j in range(4):
+            part = {"a": jaxbn.moments(x[i, j], where=where[i, j])}
+            seen, states = optim.accumulate(
+                seen, states, part, ready=j == 3, momentum=momentum, unbiased=True
+            )
+    for got, want in zip(states["a"], whole["a"], strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_multi_steps_equals_one_step_on_the_ghost_batch():
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(1, 2, (4, 8, 3)), jnp.float32) for _ in range(2))
+    params = {
+        "w": jnp.asarray(rng.normal(size=(3, 3)), jnp.float32),
+        "scale": jnp.ones(3),
+    }
+    steps = optax.MultiSteps(optax.adam(0.1), every_k_schedule=4)
+    state = whole = jaxbn.init_state(3)
+
+    @jax.jit
+    def micro_step(params, opt_state, seen, state, x, y):
+        grads, m = jax.grad(train, has_aux=True)(params, state, x, y)
+        updates, opt_state = steps.update(grads, opt_state, params)
+        ready = steps.has_updated(opt_state)
+        seen, state = optim.accumulate(seen, state, m, ready=ready)
+        return optax.apply_updates(params, updates), opt_state, seen, state
+
+    carry = (params, steps.init(params), optim.init_accumulation(state), state)
+    for i in range(4):
+        assert i == 0 or carry[3].count.max() == 0
+        carry = micro_step(*carry, x[i], y[i])
+
+    def ghost(params):
+        h = x @ params["w"]
+        by_group = jax.tree.map(lambda v: jnp.broadcast_to(v, (4, 3)), state)
+        scale = jnp.broadcast_to(params["scale"], (4, 3))
+        z, _ = jaxbn.batch_norm(h, by_group, scale, axis=(0, 2))
+        return jnp.mean((z - y) ** 2)
+
+    tx = optax.adam(0.1)
+    updates, _ = tx.update(jax.grad(ghost)(params), tx.init(params), params)
+    want = optax.apply_updates(params, updates)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), carry[0], want
+    )
+    whole = jaxbn.update(whole, jaxbn.moments(x @ params["w"]))
+    for got, want in zip(carry[3], whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    assert carry[2].count.max() == 0

@@ -1,0 +1,179 @@
+"""Each domain is normalized as if it were alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+
+import jaxbn
+from jaxbn.variants.domains import (
+    domain_batch_norm,
+    domain_batch_norm_inference,
+    init_domain_state,
+    strip_domain,
+)
+
+P = PartitionSpec
+DOMAINS = 3
+
+
+def case(seed=0, *, shared=True):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, DOMAINS - 1, 24)  # The last domain is never seen.
+    x = rng.normal(size=(24, 4, 2)) + 3 * ids[:, None, None]
+    scale, bias = rng.normal(size=(2, 2) if shared else (2, DOMAINS, 2))
+    where = rng.random((24, 4, 1)) < 0.8
+    arrays = [jnp.asarray(v, jnp.float32) for v in (x, scale, bias)]
+    return *arrays, jnp.asarray(ids), jnp.asarray(where)
+
+
+def run(x, scale, bias, ids, where, axis_name=None):
+    def loss(x, scale, bias):
+        y, states = domain_batch_norm(
+            x,
+            init_domain_state(DOMAINS, 2),
+            scale,
+            bias,
+            domain=ids,
+            where=where,
+            axis_name=axis_name,
+        )
+        return jnp.sum(jnp.sin(y) * where), (y, states)
+
+    grads, (y, states) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+    return y, states, grads
+
+
+def alone(x, scale, bias, ids, where):
+    """One ordinary layer for each domain, on its examples only."""
+
+    def loss(x, scale, bias):
+        scales, biases = (jnp.broadcast_to(v, (DOMAINS, 2)) for v in (scale, bias))
+        y, states = jnp.zeros_like(x), []
+        for k in range(DOMAINS):
+            mine = (ids == k)[:, None, None]
+            state = jaxbn.init_state(2)
+            arrays = (x, state, scales[k], biases[k])
+            part, state = jaxbn.batch_norm(*arrays, where=mine & where)
+            y = jnp.where(mine, part, y)
+            states.append(state)
+        states = jax.tree.map(lambda *v: jnp.stack(v), *states)
+        return jnp.sum(jnp.sin(y) * where), (y, states)
+
+    grads, (y, states) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+    return y, states, grads
+
+
+def close(got, want, atol=2e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), got, want
+    )
+
+
+compiled, expected = jax.jit(run), jax.jit(alone)
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 99), shared=st.booleans())
+def test_values_states_and_gradients_are_those_of_separate_layers(seed, shared):
+    arrays = case(seed, shared=shared)
+    # A gradient of scale sums 96 terms of size 10.
+    close(compiled(*arrays), expected(*arrays), 2e-4)
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 99))
+def test_equals_float64_numpy(seed):
+    x, scale, bias, ids, where = case(seed)
+    y, states, _ = compiled(x, scale, bias, ids, where)
+    for k in range(DOMAINS - 1):
+        rows = np.asarray(x, np.float64)[ids == k]
+        values = rows[np.asarray(where)[ids == k][..., 0]]
+        mean, var = values.mean(0), values.var(0)
+        want = (rows - mean) / np.sqrt(var + 1e-5) * scale + bias
+        np.testing.assert_allclose(y[ids == k], want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(states.mean[k], mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(states.var[k], var, rtol=1e-5)
+    np.testing.assert_array_equal(states.count[-1], 0)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_one_domain_for_the_batch_is_an_ordinary_layer(k):
+    x, scale, bias, _, _ = case()
+    states = init_domain_state(DOMAINS, 2)
+    got, new = jax.jit(lambda k: domain_batch_norm(x, states, scale, bias, domain=k))(k)
+    want, state = jaxbn.batch_norm(x, jaxbn.init_state(2), scale, bias)
+    close(got, want)
+    close(strip_domain(new, k), state)
+    for other in {0, 1, 2} - {k}:
+        close(strip_domain(new, other), jaxbn.init_state(2), 0)
+
+
+def test_channels_first_activation_and_residual():
+    x, scale, bias, ids, _ = case()
+    options = {"activation": "relu", "domain": ids}
+    states = init_domain_state(DOMAINS, 2)
+    want, _ = domain_batch_norm(x, states, scale, bias, residual=2 * x, **options)
+    flipped = x.swapaxes(1, 2)
+    got, _ = domain_batch_norm(
+        flipped, states, scale, bias, residual=2 * flipped, axis=1, **options
+    )
+    close(got.swapaxes(1, 2), want)
+
+
+def test_shard_map_equals_one_device():
+    arrays = case(5)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("d",))
+    specs = (P("d"), P(), P(), P("d"), P("d"))
+    out = (P("d"), P(), (P("d"), P(), P()))
+
+    def local(*args):
+        return run(*args, axis_name="d")
+
+    split = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out)
+    close(jax.jit(split)(*arrays), compiled(*arrays))
+
+
+def test_second_order_equals_that_of_separate_layers():
+    x, scale, bias, ids, where = case(6)
+
+    def second(f):
+        def grad(x):
+            return f(x, scale, bias, ids, where)[2][0]
+
+        return jax.jit(lambda x: jax.jvp(grad, (x,), (jnp.cos(x),))[1])(x)
+
+    close(second(run), second(alone), 1e-4)
+
+
+def test_evaluation_and_export_of_the_clean_domain():
+    x, scale, bias, ids, _ = case(7, shared=False)
+    states = init_domain_state(DOMAINS, 2)
+    y, states = domain_batch_norm(x, states, scale, bias, domain=ids)
+    again = domain_batch_norm_inference(x, states, scale, bias, domain=ids)
+    close(again, y)
+    tree = {"state": states, "scale": scale, "shared": jnp.ones(2)}
+    clean = strip_domain(tree, 0, num_domains=DOMAINS)
+    want = domain_batch_norm_inference(x, states, scale, bias, domain=0)
+    got = jaxbn.batch_norm_inference(x, clean["state"], clean["scale"], bias[0])
+    close(got, want)
+    assert clean["shared"].shape == (2,)
+
+
+def test_messages_name_the_argument():
+    x, states = jnp.ones((4, 2)), init_domain_state(2, 2)
+    with pytest.raises(ValueError, match="`num_domains` must be at least 1, got 0"):
+        init_domain_state(0, 2)
+    with pytest.raises(TypeError, match="`domain` must be an integer, got float32"):
+        domain_batch_norm(x, states, domain=jnp.ones(4))
+    with pytest.raises(
+        ValueError, match=r"`domain` must be a scalar or have shape \(4"
+    ):
+        domain_batch_norm(x, states, domain=jnp.ones(3, int))
+    with pytest.raises(ValueError, match=r"`states` must have shape \(domains, 2\)"):
+        domain_batch_norm(x, jaxbn.init_state(2), domain=0)
+    with pytest.raises(ValueError, match=r"`scale` must have shape \(2,\) or \(2, 2\)"):
+        domain_batch_norm(x, states, jnp.ones(3), domain=0)

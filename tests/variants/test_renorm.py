@@ -1,0 +1,197 @@
+"""Batch renormalization follows the paper, with bounds that may be traced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+
+import jaxbn
+from jaxbn.variants.renorm import (
+    RenormState,
+    batch_renorm,
+    batch_renorm_inference,
+    init_renorm_state,
+)
+from jaxbn.variants.renorm_schedule import renorm_schedule
+
+P = PartitionSpec
+
+
+def case(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(1, 2, (16, 5, 3))
+    scale, bias, mean = rng.normal(size=(3, 3))
+    sigma = rng.uniform(0.3, 4, 3)
+    where = rng.random((16, 5, 1)) < 0.7
+    arrays = [jnp.asarray(v, jnp.float32) for v in (x, scale, bias, mean, sigma)]
+    state = RenormState(*arrays[3:], jnp.zeros(3))
+    return *arrays[:3], state, jnp.asarray(where)
+
+
+def reference(x, scale, bias, state, where, r_max, d_max):
+    x, scale, bias, mean, sigma = (
+        np.asarray(v, np.float64) for v in (x, scale, bias, *state[:2])
+    )
+    values = x[np.asarray(where)[..., 0]]
+    mean_b, sigma_b = values.mean(0), np.sqrt(values.var(0) + 1e-5)
+    r = np.clip(sigma_b / sigma, 1 / r_max, r_max)
+    d = np.clip((mean_b - mean) / sigma, -d_max, d_max)
+    y = ((x - mean_b) / sigma_b * r + d) * scale + bias
+    new = mean + 0.1 * (mean_b - mean), sigma + 0.1 * (sigma_b - sigma)
+    return y, new
+
+
+@jax.jit
+def call(x, scale, bias, state, where, r_max, d_max):
+    bounds = {"r_max": r_max, "d_max": d_max}
+    return batch_renorm(x, state, scale, bias, where=where, momentum=0.9, **bounds)
+
+
+@given(seed=st.integers(0, 99), r_max=st.floats(1, 4), d_max=st.floats(0, 6))
+def test_equals_the_float64_reference(seed, r_max, d_max):
+    x, scale, bias, state, where = case(seed)
+    y, new = call(x, scale, bias, state, where, r_max, d_max)
+    want, (mean, sigma) = reference(x, scale, bias, state, where, r_max, d_max)
+    np.testing.assert_allclose(y, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(new.mean, mean, atol=1e-6)
+    np.testing.assert_allclose(new.sigma, sigma, atol=1e-6)
+
+
+def test_tight_bounds_are_batch_normalization_with_its_gradients():
+    x, scale, bias, state, where = case(0)
+
+    def renorm(x, scale, bias):
+        y, _ = batch_renorm(x, state, scale, bias, r_max=1, d_max=0, where=where)
+        return jnp.sum(jnp.sin(y))
+
+    def plain(x, scale, bias):
+        y, _ = jaxbn.batch_norm(x, jaxbn.init_state(3), scale, bias, where=where)
+        return jnp.sum(jnp.sin(y))
+
+    for get in (jax.grad, lambda f, n: jax.jacfwd(jax.grad(f), n)):
+        got, want = (jax.jit(get(f, (1, 2)))(x, scale, bias) for f in (renorm, plain))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, want
+        )
+    got, want = (jax.jit(jax.grad(f))(x, scale, bias) for f in (renorm, plain))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_wide_bounds_give_the_output_of_evaluation():
+    x, scale, bias, state, _ = case(1)
+    y, _ = batch_renorm(x, state, scale, bias, r_max=1e6, d_max=1e6)
+    want = batch_renorm_inference(x, state, scale, bias)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_treats_r_and_d_as_constants():
+    x, scale, bias, state, _ = case(2)
+    x = x.reshape(-1, 3)
+
+    def renorm(x):
+        return jnp.sum(batch_renorm(x, state, scale, bias, r_max=2, d_max=1)[0] ** 3)
+
+    sigma_b = jnp.sqrt(x.var(0) + 1e-5)
+    r = jnp.clip(sigma_b / state.sigma, 0.5, 2)
+    d = jnp.clip((x.mean(0) - state.mean) / state.sigma, -1, 1)
+
+    def by_hand(x):
+        z = (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
+        return jnp.sum(((z * r + d) * scale + bias) ** 3)
+
+    got, want = jax.grad(renorm)(x), jax.grad(by_hand)(x)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_shard_map_with_empty_devices_equals_one_device():
+    x, scale, bias, state, where = case(3)
+    where = where.at[:4].set(False)
+
+    def loss(x, scale, bias, where, axis_name=None):
+        bounds = {"r_max": 1.5, "d_max": 0.5}
+        y, new = batch_renorm(
+            x, state, scale, bias, where=where, axis_name=axis_name, **bounds
+        )
+        return jnp.sum(jnp.sin(y) * where), new
+
+    grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+
+    def local(*args):
+        (value, new), grads = grad(*args, axis_name="d")
+        return jax.lax.psum(value, "d"), new, grads
+
+    mesh = Mesh(np.array(jax.devices()[:8]), ("d",))
+    specs = (P("d"), P(), P(), P("d"))
+    out = (P(), P(), (P("d"), P(), P()))
+    run = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out))
+    (value, new), grads = jax.jit(grad)(x, scale, bias, where)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5),
+        run(x, scale, bias, where),
+        (value, new, grads),
+    )
+
+
+def test_far_mean_and_empty_batch():
+    x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1, (64, 3)), jnp.float32)
+    state = init_renorm_state(3)
+    y, _ = batch_renorm(x, state, r_max=1, d_max=0)
+    wide = np.asarray(x, np.float64)
+    want = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    np.testing.assert_allclose(y, want, atol=1e-3)
+    nothing = jnp.zeros((1, 1), bool)
+    y, new = batch_renorm(x, state, r_max=3, d_max=5, where=nothing)
+    np.testing.assert_allclose(y, x, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+
+
+def test_schedule_is_that_of_the_paper_also_when_traced():
+    schedule = renorm_schedule()
+    steps = jnp.array([0, 5_000, 15_000, 22_500, 25_000, 40_000, 90_000])
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(schedule.r_max))(steps),
+        np.interp(steps, [5_000, 40_000], [1, 3]),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(schedule.d_max))(steps),
+        np.interp(steps, [5_000, 25_000], [0, 5]),
+        rtol=1e-6,
+    )
+
+
+def test_crossq_joint_batch_shares_statistics_between_current_and_next_actions():
+    """One forward pass over both batches, as in CrossQ: no target network."""
+    rng = np.random.default_rng(0)
+    now, later = jnp.asarray(rng.normal(size=(2, 32, 3)) * 2 + 1, jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(3, 1)), jnp.float32)
+
+    def critic(weights, state):
+        joint = jnp.concatenate([now, later])
+        h, state = batch_renorm(joint, state, r_max=3.0, d_max=5.0)
+        value, next_value = jnp.split(jnp.tanh(h) @ weights, 2)
+        target = jax.lax.stop_gradient(0.9 * next_value)
+        return jnp.mean((value - target) ** 2), (h, state)
+
+    grad, (h, state) = jax.grad(critic, has_aux=True)(weights, init_renorm_state(3))
+    both = jnp.concatenate([now, later])
+    np.testing.assert_allclose(h, both, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state.mean, 0.01 * both.mean(0), rtol=1e-5)
+    assert np.isfinite(grad).all()
+
+
+def test_messages_name_the_argument():
+    x, state = jnp.ones((4, 3)), init_renorm_state(3)
+    with pytest.raises(ValueError, match=r"`r_max` must be at least 1, got 0.5"):
+        batch_renorm(x, state, r_max=0.5, d_max=0)
+    with pytest.raises(ValueError, match="`d_max` must be at least 0, got -1"):
+        batch_renorm(x, state, r_max=1, d_max=-1)
+    with pytest.raises(TypeError, match="`state` must be a RenormState, got Batch"):
+        batch_renorm(x, jaxbn.init_state(3), r_max=1, d_max=0)  # pyright: ignore
+    with pytest.raises(ValueError, match="`momentum` must be a number, got None"):
+        batch_renorm(x, state, r_max=1, d_max=0, momentum=None)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"`x` must be real, got complex64"):
+        batch_renorm(x.astype(complex), state, r_max=1, d_max=0)
