@@ -1,5 +1,7 @@
 """Batch normalization for JAX: pure functions, explicit state, exact statistics."""
 
+import importlib
+
 from jaxbn.backends.dispatch import implementations as implementations
 from jaxbn.core.batch_norm import batch_norm as batch_norm
 from jaxbn.core.moments import merge as merge
@@ -12,3 +14,12 @@ from jaxbn.core.types import BatchNormState as BatchNormState
 from jaxbn.core.types import Moments as Moments
 
 __version__ = "0.1.0"
+
+_MODULES = ("deploy", "interop", "linen", "nnx", "optim", "variants")
+
+
+def __getattr__(name: str):
+    # Imported when first asked for: most of them need flax, and that takes a second.
+    if name in _MODULES:
+        return importlib.import_module(f"jaxbn.{name}")
+    raise AttributeError(f"module 'jaxbn' has no attribute {name!r}")
