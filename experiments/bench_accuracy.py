@@ -5,6 +5,7 @@ Every library with its defaults and epsilon 1e-5.
 """
 
 import importlib.metadata
+import importlib.util
 import math
 
 import jax
@@ -22,12 +23,13 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     """Returns the errors of each library and a Markdown table."""
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(ROWS, CHANNELS))
-    errors: dict[str, list[float]] = {name: [] for name in LIBRARIES}
+    libraries = {n: run for n, run in LIBRARIES.items() if _installed(n)}
+    errors: dict[str, list[float]] = {name: [] for name in libraries}
     for ratio in RATIOS:
         x = (noise + ratio).astype(np.float32)
         exact = x.astype(np.float64)
         want = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + EPSILON)
-        for name, run in LIBRARIES.items():
+        for name, run in libraries.items():
             y = np.asarray(run(x), np.float64)
             errors[name].append(float(np.abs(y - want).max()))
     header = ["mean / std", *(f"{ratio:g}" for ratio in RATIOS)]
@@ -35,6 +37,11 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     finite = {n: [e if e == e else None for e in v] for n, v in errors.items()}
     record = {"ratios": RATIOS, "errors": finite, "versions": _versions()}
     return record, bench.markdown(header, rows)
+
+
+def _installed(name: str) -> bool:
+    """A peer that is not installed has no row (torch above Python 3.11)."""
+    return importlib.util.find_spec(name.split(",")[0]) is not None
 
 
 def _figure(error: float) -> str:
@@ -118,7 +125,13 @@ LIBRARIES = {
 }
 
 
+DISTRIBUTIONS = ("flax", "dm-haiku", "equinox", "keras", "torch")
+
+
 def _versions() -> dict[str, str]:
     """The versions of the libraries compared."""
-    names = ("flax", "dm-haiku", "equinox", "keras", "torch")
-    return {name: importlib.metadata.version(name) for name in names}
+    return {
+        d.metadata["Name"].lower(): d.version
+        for d in importlib.metadata.distributions()
+        if d.metadata["Name"].lower() in DISTRIBUTIONS
+    }
