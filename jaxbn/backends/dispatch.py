@@ -1,4 +1,9 @@
-"""Chooses who runs the loops. Adding an implementation means adding one line here."""
+"""Chooses who runs the loops. Adding an implementation means adding one line here.
+
+The choice has two steps. `choose` names the implementation when a call is traced;
+`kernels` gives its loops when the program is compiled, for a known platform, because
+only then is it known where the program will run and whether XLA will partition it.
+"""
 
 import functools
 import importlib
@@ -8,15 +13,33 @@ from jax import Array
 
 from jaxbn.backends.contract import Kernels
 
-_MODULES = {"xla": "jaxbn.backends.xla"}
-_PLANNED = {"native": "not part of this version", "pallas": "not part of this version"}
+AUTOMATIC = "auto"
+# The module of each implementation and the platform that it is compiled for; elsewhere
+# the reference implementation takes its place.
+_MODULES = {"native": ("jaxbn.backends.native", "cpu")}
+_PLANNED = {"pallas": "not part of this version"}
 _VARIABLE = "JAXBN_IMPLEMENTATION"
+
+PLATFORMS = tuple({platform for _, platform in _MODULES.values()})
 
 
 @functools.cache
-def kernels(name: str) -> Kernels:
-    """The loops of implementation `name`."""
-    return importlib.import_module(_MODULES[name]).KERNELS
+def kernels(name: str = "xla", platform: str | None = None) -> Kernels:
+    """The loops of implementation `name` in a program for one device of `platform`.
+
+    Without a platform, the loops that run everywhere.
+    """
+    for known, (module, its_platform) in _MODULES.items():
+        if platform == its_platform and not _missing(known):
+            if name == known:
+                return importlib.import_module(module).KERNELS
+            if name == AUTOMATIC:
+                return importlib.import_module(module).FASTEST
+    return importlib.import_module("jaxbn.backends.xla").KERNELS
+
+
+def _missing(name: str) -> str | None:
+    return importlib.import_module(_MODULES[name][0]).missing()
 
 
 def implementations() -> dict[str, str | None]:
@@ -30,7 +53,7 @@ def implementations() -> dict[str, str | None]:
         >>> jaxbn.implementations()["xla"] is None
         True
     """
-    return dict.fromkeys(_MODULES) | _PLANNED
+    return {"xla": None} | {name: _missing(name) for name in _MODULES} | _PLANNED
 
 
 def choose(implementation: str | None, x: Array) -> str:
@@ -38,19 +61,22 @@ def choose(implementation: str | None, x: Array) -> str:
 
     Raises:
         ValueError: if `implementation` is not a known name.
-        NotImplementedError: if the named implementation cannot run this call.
+        NotImplementedError: if the named implementation is not usable here.
     """
-    name = implementation or os.environ.get(_VARIABLE) or "xla"
+    name = implementation or os.environ.get(_VARIABLE)
+    if not name:
+        return AUTOMATIC
     source = "`implementation`" if implementation else f"The variable {_VARIABLE}"
-    if name in _MODULES:
-        return name
-    if name in _PLANNED:
+    known = implementations()
+    if name not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(
+            f"{source} must be one of {names}, got {name!r}. Leave it out for the "
+            "fastest that is right."
+        )
+    if known[name] is not None:
         raise NotImplementedError(
-            f"{source} {name!r} cannot run this call: {_PLANNED[name]}. "
+            f"{source} {name!r} cannot run this call: {known[name]}. "
             "Use 'xla', which runs everywhere."
         )
-    known = ", ".join(map(repr, (*_MODULES, *_PLANNED)))
-    raise ValueError(
-        f"{source} must be one of {known}, got {name!r}. Leave it out for the fastest "
-        "that is right."
-    )
+    return name

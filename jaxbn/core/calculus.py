@@ -168,7 +168,7 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
         terms += gate(ddy, *inputs, implementation=implementation, **params)
     moving = [i for i, tangent in enumerate(d_inputs) if not _is_zero(tangent)]
     if moving:
-        plain = dispatch.kernels("xla").gate
+        plain = dispatch.kernels().gate
 
         def at(*values):
             changed = list(inputs)

@@ -13,11 +13,12 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import Kernels
 
 
-def _function(name: str, present, implementation: str, **params):
+def _function(kernels: Kernels, name: str, present, **params):
     """The kernel `name` as a function of its present operands."""
-    kernel = getattr(dispatch.kernels(implementation), name)
+    kernel = getattr(kernels, name)
 
     def call(*operands):
         result = kernel(*_spread(operands, present), **params)
@@ -34,7 +35,8 @@ def _spread(values, present):
 
 @functools.lru_cache(maxsize=4096)
 def _result_types(name: str, avals, params):
-    return jax.make_jaxpr(_function(name, **dict(params)))(*avals).out_avals
+    call = _function(dispatch.kernels(), name, **dict(params))
+    return jax.make_jaxpr(call)(*avals).out_avals
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,6 +55,9 @@ class Kernel:
         primitive.def_abstract_eval(self._abstract_eval)
         batching.primitive_batchers[primitive] = self._batch
         mlir.register_lowering(primitive, self._lower)
+        for platform in dispatch.PLATFORMS:
+            rule = functools.partial(self._lower, platform=platform)
+            mlir.register_lowering(primitive, rule, platform=platform)
 
     def __call__(self, *operands: Array | None, **params: Any) -> list[Array]:
         present = tuple(operand is not None for operand in operands)
@@ -85,11 +90,12 @@ class Kernel:
     def _impl(self, *operands, **params):
         return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
 
-    def _abstract_eval(self, *avals, **params):
+    def _abstract_eval(self, *avals, implementation, **params):
         return _result_types(self.name, avals, tuple(sorted(params.items())))
 
-    def _lower(self, ctx, *operands, **params):
-        call = _function(self.name, **params)
+    def _lower(self, ctx, *operands, implementation, platform=None, **params):
+        here = platform if _runs_as_written(ctx.module_context) else None
+        call = _function(dispatch.kernels(implementation, here), self.name, **params)
         return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
 
     def _batch(self, operands, dims, *, present, axes, **params):
@@ -110,6 +116,22 @@ class Kernel:
         axes = (0, *(axis + 1 for axis in axes))
         results = self.primitive.bind(*operands, present=present, axes=axes, **params)
         return results, [0] * len(results)
+
+
+def _runs_as_written(context: mlir.ModuleContext) -> bool:
+    """Whether the program runs in this process, on arrays of the shapes traced.
+
+    Not so where XLA partitions it: it would gather the operands of an opaque kernel.
+    Nor where it is exported, for a process that may not know the kernel.
+    """
+    if context.lowering_parameters.for_export:
+        return False
+    axes = context.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        return axes.num_devices == 1
+    return isinstance(axes, mlir.SPMDAxisContext) and all(
+        size == 1 or name in axes.manual_axes for name, size in axes.mesh.shape.items()
+    )
 
 
 def share_types(operands: list[Array]) -> list[Array]:
