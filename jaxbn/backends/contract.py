@@ -21,6 +21,20 @@ import jax.numpy as jnp
 from jax import Array
 
 
+class Gate(NamedTuple):
+    """A factor activation'(gate_slope * (x - center) + gate_offset), recomputed from x.
+
+    Attributes:
+        part: "other" where it multiplies the term of the other operand (`expand`), or
+            the first result (`sums`); "affine" where it multiplies the term of `slope`
+            and `offset`, or `a` in the two sums.
+        activation: the elementwise function whose derivative it is.
+    """
+
+    part: str
+    activation: Callable[[Array], Array]
+
+
 class Kernels(NamedTuple):
     """The loops over `x` that an implementation supplies.
 
@@ -34,15 +48,17 @@ class Kernels(NamedTuple):
             it. `shift` is a guess of the mean that may be far off: the result must
             not depend on it by more than rounding. `count` is the number of values.
             `floor` is a variance below which rounding errors do not matter.
-        sums: (a, x, center, multiplier, where, *, axes) -> (multiplier * a, sum of a,
-            sum of a * (x - center)), `where` applying to the two sums. Without
-            `multiplier` the first result is left out. Linear in `a`.
-        expand: (a, multiplier, slope, offset, x, center, where, *, axes,
-            activation=None) -> multiplier * a + where(where, slope * (x - center) +
-            offset, 0). Without `multiplier` it is one; without `a` the term is left
-            out. Linear in (a, slope, offset), and there the transpose of `sums`.
-            `activation` is an elementwise function applied to the result before it is
-            rounded; it comes with neither `multiplier` nor `where`.
+        sums: (a, x, center, multiplier, where, gate_slope, gate_offset, *, axes,
+            gate=None) -> (multiplier * a, sum of a, sum of a * (x - center)), `where`
+            applying to the two sums. Without `multiplier` the first result is left
+            out. Linear in `a`. A `gate` multiplies the first result or the summands.
+        expand: (a, multiplier, slope, offset, x, center, where, gate_slope,
+            gate_offset, *, axes, activation=None, gate=None) -> multiplier * a +
+            where(where, slope * (x - center) + offset, 0). Without `multiplier` it is
+            one; without `a` the term is left out. Linear in (a, slope, offset), and
+            there the transpose of `sums` with the same `gate`. `activation` is an
+            elementwise function applied to the result before it is rounded; it comes
+            with neither `multiplier` nor `where` nor `gate`.
         gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
             the derivative of `activation` at slope * (x - center) + offset + residual.
             Linear in `dy`.

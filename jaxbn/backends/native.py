@@ -19,14 +19,14 @@ from jax import Array
 
 import jaxbn.backends
 from jaxbn.backends import xla
-from jaxbn.backends.contract import Kernels, statistics_type
+from jaxbn.backends.contract import Gate, Kernels, statistics_type
 
 PLATFORM = "cpu"
 _LIBRARY = "_native.so"
 _TYPES = ("float16", "bfloat16", "float32", "float64")
 # Activations that the kernels know, with their upper bound.
 _BOUNDS = {None: 0.0, jax.nn.relu: math.nan, jax.nn.relu6: 6.0}
-_EXPAND, _GATE = 0, 1  # enum Form
+_EXPAND, _GATE, _BACK = 0, 1, 2  # enum Form
 _PAYS = 1 << 16  # bytes of x below which a call costs more than it saves
 
 
@@ -143,28 +143,45 @@ def _moments(x, shift, count, where, *, axes, floor):
     return center, delta, m2
 
 
-def _sums(a, x, center, multiplier, where, *, axes):
-    operands = _Operands(x, a, center=center, where=where)
+def _sums(a, x, center, multiplier, where, *line, axes, gate=None):
+    inside = _of(gate, "affine")
+    vectors = line if inside else (None, None)
+    operands = _Operands(x, a, None, center, None, None, None, *vectors, where=where)
     sizes = _sizes(x.shape, where, axes)
-    if not _suits(operands, sizes):
-        return xla.KERNELS.sums(a, x, center, multiplier, where, axes=axes)
-    total, moment = _call("jaxbn_sums", _vectors(2, x, axes), operands, sizes)
+    if not _suits(operands, sizes, inside):
+        given = (a, x, center, multiplier, where, *line)
+        return xla.KERNELS.sums(*given, axes=axes, gate=gate)
+    sums = _call("jaxbn_sums", _vectors(2, x, axes), operands, sizes, inside)
     if multiplier is None:
-        return total, moment
-    scaled = a.astype(center.dtype) * xla.along(multiplier, x, axes)
-    return scaled.astype(x.dtype), total, moment
+        return tuple(sums)
+    # Forward mode only: XLA fuses this with what the tangent goes into.
+    given = (a, x, center, multiplier, where, *line)
+    return (xla.KERNELS.sums(*given, axes=axes, gate=gate)[0], *sums)
 
 
-def _expand(a, multiplier, slope, offset, x, center, where, *, axes, activation=None):
-    given = (a, multiplier, slope, offset, x, center, where)
+def _expand(
+    a, multiplier, slope, offset, x, center, where, *line, axes, activation=None,
+    gate=None,
+):  # fmt: skip
+    given = (a, multiplier, slope, offset, x, center, where, *line)
+    outside = _of(gate, "other") if a is not None else None
     if a is not None and multiplier is None:
         multiplier = jnp.ones_like(slope)
-    operands = _Operands(x, a, None, center, slope, offset, multiplier, where=where)
+    vectors = (center, slope, offset, multiplier if a is not None else None)
+    gates = line if outside else (None, None)
+    operands = _Operands(x, a, None, *vectors, *gates, where=where)
     sizes = _sizes(x.shape, where, axes)
-    if not _suits(operands, sizes, activation):
-        return xla.KERNELS.expand(*given, axes=axes, activation=activation)
-    form = np.int64(_EXPAND)
-    return _call("jaxbn_map", _like(x), operands, sizes, activation, form=form)
+    if not _suits(operands, sizes, outside or activation) or _of(gate, "affine"):
+        options = {"axes": axes, "activation": activation, "gate": gate}
+        return xla.KERNELS.expand(*given, **options)
+    form = np.int64(_BACK if outside else _EXPAND)
+    by = outside or activation
+    return _call("jaxbn_map", _like(x), operands, sizes, by, form=form)
+
+
+def _of(gate: Gate | None, part: str):
+    """The activation of a gate of this part."""
+    return gate.activation if gate is not None and gate.part == part else None
 
 
 def _gate(dy, x, center, slope, offset, residual, *, axes, activation):

@@ -62,37 +62,59 @@ def _moments(x, shift, count, where, *, axes, floor):
     )
 
 
-def _sums(a, x, center, multiplier, where, *, axes):
+def _sums(
+    a, x, center, multiplier, where, gate_slope=None, gate_offset=None,
+    *, axes, gate=None,
+):  # fmt: skip
     wide = statistics_type(x)
-    total = _select(where, a.astype(wide)).sum(rows(x, axes))
     # An addition, for `expand` subtracts: XLA:CPU would store a shared distance.
-    product = a.astype(wide) * (x.astype(wide) + along(-center, x, axes))
-    moment = _select(where, product).sum(rows(x, axes))
+    distance = x.astype(wide) + along(-center, x, axes)
+    scaled = summed = a.astype(wide)
+    if gate is not None:
+        gated = _gated(summed, gate, distance, gate_slope, gate_offset, axes)
+        scaled, summed = (gated, summed) if gate.part == "other" else (scaled, gated)
+    total = _select(where, summed).sum(rows(x, axes))
+    moment = _select(where, summed * distance).sum(rows(x, axes))
     if multiplier is None:
         return total, moment
-    scaled = a.astype(wide) * along(multiplier, x, axes)
-    return scaled.astype(x.dtype), total, moment
+    return (scaled * along(multiplier, x, axes)).astype(x.dtype), total, moment
 
 
-def _expand(a, multiplier, slope, offset, x, center, where, *, axes, activation=None):
-    z = _affine(a, multiplier, slope, offset, x, center, where, axes)
+def _expand(
+    a, multiplier, slope, offset, x, center, where, gate_slope=None,
+    gate_offset=None, *, axes, activation=None, gate=None,
+):  # fmt: skip
+    wide = statistics_type(x)
+    distance = x.astype(wide) - along(center, x, axes)
+    z = _line(distance, slope, offset, axes)
+    other = None if a is None else a.astype(wide)
+    if other is not None and multiplier is not None:
+        other = other * along(multiplier, x, axes)
+    if gate is not None:
+        by = (gate, distance, gate_slope, gate_offset, axes)
+        if gate.part == "affine":
+            z = _gated(z, *by)
+        elif other is not None:
+            other = _gated(other, *by)
+    z = _select(where, z)
+    z = z if other is None else z + other
     return (z if activation is None else activation(z)).astype(x.dtype)
 
 
 def _gate(dy, x, center, slope, offset, residual, *, axes, activation):
-    z = _affine(residual, None, slope, offset, x, center, None, axes)
-    return jax.jvp(activation, (z,), (dy.astype(z.dtype),))[1].astype(x.dtype)
-
-
-def _affine(a, multiplier, slope, offset, x, center, where, axes):
     wide = statistics_type(x)
-    distance = x.astype(wide) - along(center, x, axes)
-    z = _select(where, distance * along(slope, x, axes) + along(offset, x, axes))
-    if a is not None and multiplier is None:
-        z = z + a.astype(wide)
-    elif a is not None:
-        z = z + a.astype(wide) * along(multiplier, x, axes)
-    return z
+    z = _line(x.astype(wide) - along(center, x, axes), slope, offset, axes)
+    z = z if residual is None else z + residual.astype(wide)
+    return jax.jvp(activation, (z,), (dy.astype(wide),))[1].astype(x.dtype)
+
+
+def _gated(values, gate, distance, slope, offset, axes):
+    z = _line(distance, slope, offset, axes)
+    return jax.jvp(gate.activation, (z,), (values,))[1]
+
+
+def _line(distance, slope, offset, axes):
+    return distance * along(slope, distance, axes) + along(offset, distance, axes)
 
 
 KERNELS = Kernels(_moments, _sums, _expand, _gate)

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus, checks, sync
 from jaxbn.core.kernel import share_types, varying_axes
 from jaxbn.core.moments import (
@@ -248,11 +249,18 @@ def _tangent(layer, primals, tangents):
     by = _coefficients(layer, inputs, batch)
     y, moments = _apply(layer, inputs, by), public(batch)
     x, dz = inputs.x, None
+    # The gate of the activation rides on the two maps of the tangent, so that in the
+    # backward pass it is a factor of the cotangent and never stored. With a residual
+    # it has to be: it is the cotangent of the residual.
+    rides = layer.activation is not None and inputs.residual is None
+    line = (by.slope, by.offset) if rides else ()
+    gate = functools.partial(Gate, activation=layer.activation) if rides else _no_gate
     d_slope, d_offset = jnp.zeros_like(by.slope), jnp.zeros_like(by.slope)
     if change.x is not None:
         dz, s0, s1 = calculus.sums(
-            change.x, x, by.center, by.slope, inputs.where, **layer.kernel
-        )
+            change.x, x, by.center, by.slope, inputs.where, *line,
+            gate=gate("other"), **layer.kernel,
+        )  # fmt: skip
         s0, s1 = sync.totals((s0, s1), layer.members)
         n = jnp.maximum(batch.count, 1)
         s1 = s1 - by.delta * s0
@@ -262,15 +270,21 @@ def _tangent(layer, primals, tangents):
     if change.bias is not None:
         d_offset = d_offset + change.bias
     both = _cast_together((d_slope, d_offset - d_slope * by.delta), x)
-    (dz,) = calculus.expand(dz, None, *both, x, by.center, None, **layer.kernel)
+    (dz,) = calculus.expand(
+        dz, None, *both, x, by.center, None, *line, gate=gate("affine"), **layer.kernel
+    )
     if change.residual is not None:
         dz = dz + change.residual
-    if layer.activation is not None:
+    if layer.activation is not None and not rides:
         inputs_of_gate = (x, by.center, by.slope, by.offset, inputs.residual)
         (dz,) = calculus.gate(
             dz, *inputs_of_gate, activation=layer.activation, **layer.kernel
         )
     return (y, moments), (dz, jax.tree.map(jnp.zeros_like, moments))
+
+
+def _no_gate(part: str) -> None:
+    """In place of Gate where there is none."""
 
 
 def _cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:

@@ -18,10 +18,15 @@ from jaxbn.backends import dispatch
 from jaxbn.core.kernel import Kernel
 
 moments = Kernel("moments", ("x", "shift", "count", "where"))
-sums = Kernel("sums", ("a", "x", "center", "multiplier", "where"))
-expand = Kernel(
-    "expand", ("a", "multiplier", "slope", "offset", "x", "center", "where")
+sums = Kernel(
+    "sums",
+    ("a", "x", "center", "multiplier", "where", "gate_slope", "gate_offset"),
 )
+expand = Kernel(
+    "expand",
+    ("a", "multiplier", "slope", "offset", "x", "center", "where", "gate_slope",
+     "gate_offset"),
+)  # fmt: skip
 gate = Kernel("gate", ("dy", "x", "center", "slope", "offset", "residual"))
 
 
@@ -75,17 +80,65 @@ def _moments_jvp(primals, tangents, **params):
     return [center, delta, m2], [*_zeros([center]), d_delta, d_m2]
 
 
-def _sums_jvp(primals, tangents, **params):
-    a, x, center, multiplier, where = primals
-    da, dx, d_center, d_multiplier, _ = tangents
-    out = sums(a, x, center, multiplier, where, **params)
+def _composed(function, primals, tangents):
+    """Outputs of a gated primitive, with the derivative of `function` in its place."""
+    moving = [i for i, tangent in enumerate(tangents) if not _is_zero(tangent)]
+
+    def at(*values):
+        changed = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            changed[i] = value
+        return function(*changed)
+
+    return jax.jvp(at, [primals[i] for i in moving], [tangents[i] for i in moving])[1]
+
+
+def _plain_sums(of_gate, params):
+    """`sums` with a gate, written without: to be differentiated in all operands."""
+
+    def function(a, x, center, multiplier, where, *line):
+        by = {"activation": of_gate.activation, **params}
+        (gated,) = gate(a, x, center, *line, None, **by)
+        scaled, summed = (gated, a) if of_gate.part == "other" else (a, gated)
+        out = sums(summed, x, center, None, where, **params)
+        return out if multiplier is None else [_scale(scaled, multiplier, params), *out]
+
+    return function
+
+
+def _plain_expand(of_gate, params):
+    """`expand` with a gate, written without."""
+
+    def function(a, multiplier, slope, offset, x, center, where, *line):
+        by = {"activation": of_gate.activation, **params}
+        affine = (slope, offset, x, center)
+        if of_gate.part == "other":
+            (a,) = gate(a, x, center, *line, None, **by)
+            return expand(a, multiplier, *affine, where, **params)
+        # Masked after the gate and before it alike: both are zero there.
+        plain = expand(None, None, *affine, where, **params)
+        (z,) = gate(*plain, x, center, *line, None, **by)
+        if a is None:
+            return [z]
+        return [z + (a if multiplier is None else _scale(a, multiplier, params))]
+
+    return function
+
+
+def _sums_jvp(primals, tangents, *, gate=None, **params):
+    a, x, center, multiplier, where, *line = primals
+    da, dx, d_center, d_multiplier, *_ = tangents
+    out = sums(*primals, gate=gate, **params)
+    if gate is not None and not all(map(_is_zero, tangents[1:])):
+        return out, _composed(_plain_sums(gate, params), primals, tangents)
     terms: list[list] = [[] for _ in out]
     if not _is_zero(da):
-        direct = sums(da, x, center, multiplier, where, **params)
+        direct = sums(da, x, center, multiplier, where, *line, gate=gate, **params)
         terms = [[value] for value in direct]
     if not _is_zero(dx):
         zero = jnp.zeros_like(center)
-        terms[-1].append(sums(dx, a, zero, None, where, **params)[-1])
+        part = sums(dx, a, zero, None, where, **params)
+        terms[-1].append(part[-1])
     if not _is_zero(d_center):
         terms[-1].append(-out[-2] * d_center)
     if not _is_zero(d_multiplier):
@@ -97,36 +150,50 @@ def _sums_jvp(primals, tangents, **params):
     ]
 
 
-def _sums_transpose(cotangents, a, x, center, multiplier, where, **params):
+def _sums_transpose(
+    cotangents, a, x, center, multiplier, where, *line, gate=None, **params
+):
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
     if _is_zero(scaled):
         scaled = multiplier = None
-    x = _saved(x)
-    back = expand(scaled, multiplier, moment, total, x, center, where, **params)
-    return [*back, None, None, None, None]
+        gate, line = _kept(gate, line, part="affine")
+    affine = (moment, total, _saved(x), center, where)
+    back = expand(scaled, multiplier, *affine, *line, gate=gate, **params)
+    return [*back, *[None] * 6]
 
 
-def _expand_jvp(primals, tangents, *, activation=None, **params):
+def _kept(gate, line, *, part):
+    """The gate and its vectors, or nothing if it is a factor of another part."""
+    return (gate, line) if gate is None or gate.part == part else (None, (None, None))
+
+
+def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
     if activation is not None:
         return _activated_jvp(primals, tangents, activation, params)
-    a, multiplier, slope, _, x, center, where = primals
-    da, d_multiplier, d_slope, d_offset, dx, d_center, _ = tangents
-    out = expand(*primals, **params)
+    a, multiplier, slope, _, x, center, where, *line = primals
+    da, d_multiplier, d_slope, d_offset, dx, d_center, *_ = tangents
+    out = expand(*primals, gate=gate, **params)
+    others = (d_multiplier, *tangents[4:])
+    if gate is not None and not all(map(_is_zero, others)):
+        return out, _composed(_plain_expand(gate, params), primals, tangents)
     terms = []
     if not all(map(_is_zero, (da, d_slope, d_offset))):
         da = None if _is_zero(da) else da
         d_slope, d_offset = map(ad.instantiate_zeros, (d_slope, d_offset))
         keep = None if da is None else multiplier
-        terms += expand(da, keep, d_slope, d_offset, x, center, where, **params)
+        if da is None:
+            gate, line = _kept(gate, line, part="affine")
+        affine = (d_slope, d_offset, x, center, where)
+        terms += expand(da, keep, *affine, *line, gate=gate, **params)
     zero = jnp.zeros_like(center)
     if not _is_zero(dx):
         counted = dx if where is None else jnp.where(where, dx, jnp.zeros_like(dx))
         terms.append(_scale(counted, slope, params))
     if not _is_zero(d_center):
-        moved = -slope * d_center
-        terms += expand(None, None, zero, moved, x, center, where, **params)
+        moved = (zero, -slope * d_center, x, center, where)
+        terms += expand(None, None, *moved, **params)
     if not _is_zero(d_multiplier):
         terms.append(_spread(d_multiplier, a, params))
     return out, [_total(terms)] if terms else _zeros(out)
@@ -134,7 +201,7 @@ def _expand_jvp(primals, tangents, *, activation=None, **params):
 
 def _activated_jvp(primals, tangents, activation, params):
     # y = activation(z), so dy = activation'(z) dz with dz the tangent of the plain sum.
-    a, _, slope, offset, x, center, _ = primals
+    a, _, slope, offset, x, center, *_ = primals
     out = expand(*primals, activation=activation, **params)
     change = _expand_jvp(primals, tangents, **params)[1]
     if all(map(_is_zero, change)):
@@ -144,19 +211,29 @@ def _activated_jvp(primals, tangents, activation, params):
 
 
 def _expand_transpose(
-    cotangents, a, multiplier, slope, offset, x, center, where, **params
-):
+    cotangents, a, multiplier, slope, offset, x, center, where, *line, gate=None,
+    **params,
+):  # fmt: skip
     (ct,) = cotangents
     wants_a = a is not None and ad.is_undefined_primal(a)
-    if not any(ad.is_undefined_primal(v) for v in (slope, offset)):
+    wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
+    gates_a = gate is not None and gate.part == "other"
+    if not any(wants) and not gates_a:
         back = ct if multiplier is None else _scale(ct, multiplier, params)
-        return [back, *[None] * 6]
+        return [back, *[None] * 8]
     keep = multiplier if wants_a else None
-    *scaled, total, moment = sums(ct, _saved(x), center, keep, where, **params)
+    if wants_a and gates_a and multiplier is None:
+        keep = jnp.ones_like(center)
+    if keep is None:
+        gate, line = _kept(gate, line, part="affine")
+    *scaled, total, moment = sums(
+        ct, _saved(x), center, keep, where, *line, gate=gate, **params
+    )
     back = (scaled[0] if scaled else ct) if wants_a else None
-    d_slope = moment if ad.is_undefined_primal(slope) else None
-    d_offset = total if ad.is_undefined_primal(offset) else None
-    return [back, None, d_slope, d_offset, None, None, None]
+    d_slope, d_offset = (
+        v if w else None for v, w in zip((moment, total), wants, strict=True)
+    )
+    return [back, None, d_slope, d_offset, *[None] * 5]
 
 
 def _gate_jvp(primals, tangents, *, implementation, **params):

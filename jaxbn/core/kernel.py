@@ -45,7 +45,10 @@ def _compiled(primitive: Primitive, params):
 
 
 class Kernel:
-    """A kernel of the contract as a JAX primitive, with None for absent operands."""
+    """A kernel of the contract as a JAX primitive.
+
+    Absent operands are None, or left out at the end.
+    """
 
     def __init__(self, name: str, operands: tuple[str, ...]):
         self.name, self.operands = name, operands
@@ -60,7 +63,8 @@ class Kernel:
             mlir.register_lowering(primitive, rule, platform=platform)
 
     def __call__(self, *operands: Array | None, **params: Any) -> list[Array]:
-        present = tuple(operand is not None for operand in operands)
+        absent = [None] * (len(self.operands) - len(operands))
+        present = tuple(operand is not None for operand in (*operands, *absent))
         given = share_types([o for o in operands if o is not None])
         return self.primitive.bind(*given, present=present, **params)
 

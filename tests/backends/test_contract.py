@@ -13,6 +13,7 @@ import pytest
 import reference
 
 import jaxbn
+from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus
 
 IMPLEMENTATIONS = [n for n, why in jaxbn.implementations().items() if why is None]
@@ -33,6 +34,9 @@ every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 CHEAP = [(layout, dtype) for layout in LAYOUTS for dtype in ("bfloat16", "float32")]
 EXTRA = [("images first", dtype) for dtype in ("float16", "float64")]
 in_all_layouts = pytest.mark.parametrize(("layout", "dtype"), CHEAP + EXTRA)
+in_two_layouts = pytest.mark.parametrize(
+    ("layout", "dtype"), [("channels last", "bfloat16"), ("images first", "float32")]
+)
 of_all_types = pytest.mark.parametrize("dtype", DTYPES)
 with_masks = pytest.mark.parametrize("mask", [None, "rows", "full"])
 masked_or_not = pytest.mark.parametrize("mask", [None, "full"])
@@ -218,6 +222,63 @@ def test_gate(implementation, dtype, layout, added):
         want = reference.wide(dy) * sigmoid * (1 + z * (1 - sigmoid))
         size = np.abs(reference.wide(dy)) * (4 + np.abs(z)) ** 2
         p.assert_full(got, want, size)
+
+
+def derivative(activation, z):
+    """activation'(z) in float64."""
+    if activation == "relu":
+        return (z > 0).astype(float)
+    sigmoid = 1 / (1 + np.exp(-z))
+    return sigmoid * (1 + z * (1 - sigmoid))
+
+
+@every
+@in_two_layouts
+@masked_or_not
+@pytest.mark.parametrize("part", ["other", "affine"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_gated_sums(implementation, dtype, layout, mask, part, activation):
+    with precision(dtype):
+        p = problem(layout, dtype, mask)
+        a, center, multiplier, *line = p.full(), *(p.vector() for _ in range(4))
+        scaled, total, moment = p.call(
+            calculus.sums, a, p.x, center, multiplier, p.where, *line,
+            implementation=implementation, gate=Gate(part, getattr(jax.nn, activation)),
+        )  # fmt: skip
+        distance = reference.wide(p.x) - p.along(center)
+        factor = derivative(activation, distance * p.along(line[0]) + p.along(line[1]))
+        first, summed = (factor, 1) if part == "other" else (1, factor)
+        p.assert_sum(total, reference.wide(a) * summed)
+        p.assert_sum(moment, reference.wide(a) * summed * distance)
+        want = reference.wide(a) * first * p.along(multiplier)
+        size = np.abs(reference.wide(a) * p.along(multiplier)) * 40
+        p.assert_full(scaled, want, size)
+
+
+@every
+@in_two_layouts
+@masked_or_not
+@pytest.mark.parametrize("part", ["other", "affine"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_gated_expand(implementation, dtype, layout, mask, part, activation):
+    with precision(dtype):
+        p = problem(layout, dtype, mask)
+        a = p.full()
+        multiplier, slope, offset, center, *line = (p.vector() for _ in range(6))
+        (got,) = p.call(
+            calculus.expand, a, multiplier, slope, offset, p.x, center, p.where, *line,
+            implementation=implementation, gate=Gate(part, getattr(jax.nn, activation)),
+        )  # fmt: skip
+        distance = reference.wide(p.x) - p.along(center)
+        factor = derivative(activation, distance * p.along(line[0]) + p.along(line[1]))
+        first, last = (factor, 1) if part == "other" else (1, factor)
+        terms = [
+            first * reference.wide(a) * p.along(multiplier),
+            p.counted(last * distance * p.along(slope)),
+            p.counted(last * p.along(offset)),
+        ]
+        size = 40 * (1 + sum(map(np.abs, terms)))
+        p.assert_full(got, sum(terms), size)
 
 
 @every

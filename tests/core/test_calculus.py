@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxbn.backends import xla
+from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus
 
 PARAMS = {"axes": (1,)}
@@ -20,6 +21,7 @@ FULL, THIN = (6, 3), (3,)
 SHAPES = {
     "a": FULL, "x": FULL, "dy": FULL, "residual": FULL,
     "center": THIN, "slope": THIN, "offset": THIN, "multiplier": THIN, "shift": THIN,
+    "gate_slope": THIN, "gate_offset": THIN,
 }  # fmt: skip
 LIMIT = 1e-11
 CASES = {
@@ -44,8 +46,15 @@ CASES = {
         ["dy", "x", "center", "slope", "offset", "residual"],
     ),
 }
+for part in ("other", "affine"):
+    for kind in ("sums", "expand"):
+        *call, _, moving = CASES[kind]
+        options = {"gate": Gate(part, jax.nn.silu)}
+        CASES[f"{kind}, {part} gated"] = (
+            *call, options, [*moving, "gate_slope", "gate_offset"]
+        )  # fmt: skip
 ROWS = [(name, operand) for name, case in CASES.items() for operand in case[-1]]
-MASKED = ("moments", "sums", "expand")
+MASKED = [name for name in CASES if name.startswith(("moments", "sums", "expand"))]
 
 
 def values_of(name, operands, *, masked):
@@ -56,6 +65,8 @@ def values_of(name, operands, *, masked):
     found["count"] = jnp.asarray(where.sum(0) if masked else np.full(3, 6), jnp.float64)
     if name == "activated":
         found["multiplier"] = None
+    if "gate" not in CASES[name][2]:
+        found |= {"gate_slope": None, "gate_offset": None}
     return [found[operand] for operand in operands]
 
 
@@ -121,22 +132,28 @@ def test_second_derivative_is_that_of_the_plain_kernel(name, moving, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_sums_and_expand_are_transposes(masked):
+@pytest.mark.parametrize("part", [None, "other", "affine"])
+def test_sums_and_expand_are_transposes(masked, part):
     # <sums(a), (s, u, t)> = <a, expand(s, multiplier, t, u)> for every a, s, u and t
     with jax.enable_x64(True):
-        names = ("a", "x", "center", "multiplier", "where", "dy", "slope", "offset")
-        values = values_of("sums", names, masked=masked)
-        a, x, center, multiplier, where, s, slope, offset = values
-        params = {**PARAMS, "implementation": "xla"}
-        scaled, total, moment = calculus.sums(a, x, center, multiplier, where, **params)
+        names = (*calculus.sums.operands, "dy", "slope", "offset")
+        values = values_of("sums, other gated", names, masked=masked)
+        a, x, center, multiplier, where, *line, s, slope, offset = values
+        gate = None if part is None else Gate(part, jax.nn.silu)
+        params = {**PARAMS, "implementation": "xla", "gate": gate}
+        scaled, total, moment = calculus.sums(
+            a, x, center, multiplier, where, *line, **params
+        )
         (back,) = calculus.expand(
-            s, multiplier, slope, offset, x, center, where, **params
+            s, multiplier, slope, offset, x, center, where, *line, **params
         )
         left = jnp.vdot(scaled, s) + jnp.vdot(total, offset) + jnp.vdot(moment, slope)
         np.testing.assert_allclose(left, jnp.vdot(a, back), rtol=LIMIT)
 
 
-@pytest.mark.parametrize("name", ["sums", "gate"])
+@pytest.mark.parametrize(
+    "name", ["sums", "sums, other gated", "sums, affine gated", "gate"]
+)
 def test_a_linear_kernel_is_linear_in_its_first_operand(name):
     with jax.enable_x64(True):
         rule, _, value = both(name, CASES[name][-1][0])

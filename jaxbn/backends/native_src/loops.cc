@@ -169,11 +169,19 @@ template <class T, class K>
 void map_masked_row(const Map& map, const Pointers<T, K>& p, const Rows& rows) {
   using A = typename Access<T>::A;
   constexpr int unit = Access<T>::kUnit;
+  const A high = A(map.high);
   for (int64_t u = 0; u * unit < rows.width; ++u) {
     const int64_t left = rows.width - u * unit, n = left < unit ? left : unit;
     Pair<A> y{};
-    if constexpr (K::kScales)
-      y = arranged<A>(map.vectors.multiplier, u) * read_some(p.a + u * unit, n);
+    if constexpr (K::kScales) {
+      const Channel<Pair<A>> by = channels_at<K, A>(map.vectors, u);
+      y = read_some(p.a + u * unit, n);
+      if constexpr (K::kGates) {
+        const Pair<A> distance = read_some(p.x + u * unit, n) - by.center;
+        y = gated<K::kActivation>(y, distance * by.gate_slope + by.gate_offset, high);
+      }
+      y = by.multiplier * y;
+    }
     write_some(p.y + u * unit, y, n);
   }
 }
