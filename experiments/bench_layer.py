@@ -1,104 +1,148 @@
-"""Time of one layer, forward and backward, on the activations of ResNet-50.
+"""Time of one layer beside other libraries, and its share of the memory floor.
 
-jaxbn and flax.linen compiled in one process, measured in turns, both orders.
+The floor of an operation is the bytes it must move, at the speed of a copy measured in
+the same turns. Ratios are of medians: above one, jaxbn is faster.
 """
 
 import math
-import time
-from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 
 import jaxbn
 from experiments import bench
+from experiments.bench_cases import Case, plan
+from experiments.bench_peers import runs
+from experiments.bench_turns import geometric_mean, in_turns
+from experiments.progress import StepProgress
 
-SHAPES = (  # height and width, channels
-    (112, 64),
-    (56, 64),
-    (56, 128),
-    (56, 256),
-    (28, 128),
-    (28, 256),
-    (28, 512),
-    (14, 256),
-    (14, 512),
-    (14, 1024),
-    (7, 512),
-    (7, 2048),
-)
-DTYPES = (jnp.float32, jnp.bfloat16)
+SECONDS = {True: 1.0, False: 1.5}  # of one case: quick, full
+PEERS = ("flax", "torch", "xla")
+_BOTH = "forward+backward"
 
 
 def measure(config: bench.BenchConfig) -> tuple[dict, str]:
-    """Returns medians in milliseconds and a Markdown table of ratios."""
-    shapes = SHAPES[3::4] if config.quick else SHAPES
-    rounds = 5 if config.quick else 21
-    records, rows = [], []
-    for dtype in DTYPES:
-        ratios, name = [], jnp.dtype(dtype).name
-        for size, channels in shapes:
-            arguments = inputs((config.batch, size, size, channels), dtype)
-            times = compare({"jaxbn": ours, "flax": flax}, arguments, rounds=rounds)
-            ratios.append(times["flax"] / times["jaxbn"])
-            shape = f"{config.batch}x{size}x{size}x{channels}"
-            records.append({"shape": shape, "dtype": name, "ms": times})
-            rows.append([shape, name, *_figures(times), f"{ratios[-1]:.2f}"])
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        rows.append(["geometric mean", name, "", "", f"{mean:.2f}"])
-    header = ["shape", "type", "jaxbn, ms", "flax, ms", "flax / jaxbn"]
-    return {"layers": records}, bench.markdown(header, rows)
+    """Returns one record a case, and Markdown: a summary, then every case."""
+    records = []
+    cases = plan(quick=config.quick)
+    with StepProgress(len(cases)) as progress:
+        for number, case in enumerate(cases):
+            records.append(_record(case, seconds=SECONDS[config.quick]))
+            progress.update(number + 1, f"{case.name} {case.dtype} {case.operation}")
+            jax.clear_caches()
+    summary, table = _summary(records), _table(records)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "layer.md").write_text(f"{summary}\n\n{table}\n")
+    _plot(records, config.out / "layer.png")
+    record = {"native": jaxbn.implementations()["native"] or "used", "cases": records}
+    return record, summary if len(records) > 20 else f"{table}\n\n{summary}"
 
 
-def _figures(times: dict[str, float]) -> list[str]:
-    return [f"{times[name]:.2f}" for name in ("jaxbn", "flax")]
+def _record(case: Case, *, seconds: float) -> dict:
+    times = in_turns(runs(case), seconds=seconds)
+    mine = times["jaxbn"]["median"]
+    ratios = {name: time["median"] / mine for name, time in times.items()}
+    copy = times["copy"]["median"]
+    moved = 2 * math.prod(case.shape) * jnp.dtype(case.dtype).itemsize
+    return {
+        "group": case.group,
+        "shape": list(case.shape),
+        "type": case.dtype,
+        "operation": case.operation,
+        "activation": case.activation,
+        "milliseconds": times,
+        "ratios": ratios,
+        "floor": case.floor / 2 * copy / mine,
+        "copy, GB/s": 1e-6 * moved / copy,
+    }
 
 
-def inputs(shape: tuple[int, ...], dtype) -> tuple:
-    """x, scale, bias, running mean, cotangent of y."""
-    generator = np.random.default_rng(0)
-    channels = shape[-1]
-    x, dy = (jnp.asarray(generator.normal(size=shape), dtype) for _ in range(2))
-    return x, jnp.ones(channels), jnp.zeros(channels), jnp.zeros(channels), dy
+def _key(record: dict) -> tuple[str, ...]:
+    return tuple(record[k] for k in ("type", "operation", "activation"))
 
 
-def ours(x, scale, bias, mean, dy):
-    """y, the new state and the gradients by jaxbn."""
-    state = jaxbn.BatchNormState(mean, jnp.ones_like(mean), jnp.ones_like(mean))
-
-    def forward(x, scale, bias):
-        return jaxbn.batch_norm(x, state, scale, bias, debias=False)
-
-    y, backward, new = jax.vjp(forward, x, scale, bias, has_aux=True)
-    return y, new, backward(dy)
+def _is_bar(record: dict) -> bool:
+    """Whether the case counts for the geometric means that the project promises."""
+    return record["group"] in ("ResNet-50", "dense", "quick")
 
 
-def flax(x, scale, bias, mean, dy):
-    """The same by flax.linen."""
-    layer = nn.BatchNorm(use_running_average=False, dtype=x.dtype)
-    stats = {"mean": mean, "var": jnp.ones_like(mean)}
+def _summary(records: list[dict]) -> str:
+    """Geometric means over ResNet-50 and dense shapes, for each kind of operation."""
+    header = ["type", "operation", "activation", "shapes"]
+    header += [f"{name} / jaxbn" for name in PEERS]
+    header += ["smallest xla / jaxbn", "share of the floor"]
+    rows = []
+    chosen = list(filter(_is_bar, records))
+    for key in dict.fromkeys(map(_key, chosen)):
+        mine = [r for r in chosen if _key(r) == key]
+        means = [_mean_ratio(mine, name) for name in PEERS]
+        least = min(r["ratios"]["xla"] for r in mine)
+        floor = geometric_mean(r["floor"] for r in mine)
+        figures = [*means, f"{least:.2f}", f"{100 * floor:.0f} %"]
+        rows.append([*key, str(len(mine)), *figures])
+    lines = bench.markdown(header, rows)
+    everyone = [r for r in records if r["group"] == "all libraries"]
+    return f"{lines}\n\n{_others(everyone)}" if everyone else lines
 
-    def forward(x, scale, bias):
-        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-        return layer.apply(variables, x, mutable="batch_stats")
 
-    y, backward, new = jax.vjp(forward, x, scale, bias, has_aux=True)
-    return y, new, backward(dy)
+def _others(records: list[dict]) -> str:
+    """Ratios to every library, forward and backward."""
+    names = list(dict.fromkeys(n for r in records for n in r["ratios"]))
+    names = [name for name in names if name not in ("copy", "jaxbn")]
+    rows = [
+        [_shape(r), r["type"], *(_ratio(r, name) for name in names)] for r in records
+    ]
+    return bench.markdown(["shape", "type", *(f"{n} / jaxbn" for n in names)], rows)
 
 
-def compare(
-    functions: dict[str, Callable], arguments: tuple, *, rounds: int
-) -> dict[str, float]:
-    """Median milliseconds of each function, run in turns and in both orders."""
-    compiled = {name: jax.jit(function) for name, function in functions.items()}
-    for run in compiled.values():
-        jax.block_until_ready(run(*arguments))
-    times: dict[str, list[float]] = {name: [] for name in compiled}
-    for number in range(rounds):
-        for name in list(compiled)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](*arguments))
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(values)) for name, values in times.items()}
+def _mean_ratio(records: list[dict], name: str) -> str:
+    found = [r["ratios"][name] for r in records if name in r["ratios"]]
+    return f"{geometric_mean(found):.2f}" if found else "-"
+
+
+def _ratio(record: dict, name: str) -> str:
+    return f"{record['ratios'][name]:.2f}" if name in record["ratios"] else "-"
+
+
+def _shape(record: dict) -> str:
+    return "x".join(map(str, record["shape"]))
+
+
+def _table(records: list[dict]) -> str:
+    header = ["shape", "type", "operation", "activation", "jaxbn, ms"]
+    header += [f"{name} / jaxbn" for name in PEERS]
+    rows = []
+    for record in records:
+        time = record["milliseconds"]["jaxbn"]
+        spread = f"{time['lower quartile']:.2f}-{time['upper quartile']:.2f}"
+        figures = [f"{time['median']:.2f} ({spread})"]
+        figures += [_ratio(record, name) for name in PEERS]
+        floor = f"{100 * record['floor']:.0f} %"
+        rows.append([_shape(record), *_key(record), *figures, floor])
+    return bench.markdown([*header, "share of the floor"], rows)
+
+
+def _plot(records: list[dict], path: Path) -> None:
+    """Bars of forward and backward: share of the floor that each library reaches."""
+    from matplotlib.figure import Figure
+
+    chosen = [r for r in records if _is_bar(r) and r["operation"] == _BOTH]
+    chosen = [r for r in chosen if r["activation"] == "none"]
+    dtypes = list(dict.fromkeys(r["type"] for r in chosen))
+    figure = Figure(figsize=(10, 3.2 * len(dtypes)), layout="constrained")
+    for axes, dtype in zip(
+        figure.subplots(len(dtypes), squeeze=False)[:, 0], dtypes, strict=True
+    ):
+        mine = [r for r in chosen if r["type"] == dtype]
+        for offset, name in enumerate(("jaxbn", *PEERS)):
+            slower = [r["ratios"].get(name, math.inf) for r in mine]
+            shares = [100 * r["floor"] / s for r, s in zip(mine, slower, strict=True)]
+            places = [i + 0.2 * (offset - 1.5) for i in range(len(mine))]
+            axes.bar(places, shares, 0.2, label=name)
+        axes.axhline(100, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(mine)), map(_shape, mine), rotation=60, ha="right")
+        axes.set_ylabel(f"{dtype}\n% of the copy bandwidth")
+        axes.legend(ncols=4, fontsize="small")
+    figure.suptitle("Forward and backward: bytes that must be moved, per second")
+    figure.savefig(path, dpi=120)

@@ -27,7 +27,9 @@ _TYPES = ("float16", "bfloat16", "float32", "float64")
 # Activations that the kernels know, with their upper bound.
 _BOUNDS = {None: 0.0, jax.nn.relu: math.nan, jax.nn.relu6: 6.0}
 _EXPAND, _GATE, _BACK = 0, 1, 2  # enum Form
-_PAYS = 1 << 16  # bytes of x below which a call costs more than it saves
+# Bytes of the largest operand below which a call costs more than it saves, by the bytes
+# of an element: XLA is slower with 16 bits.
+_PAYS = {2: 1 << 15, 4: 1 << 17, 8: 1 << 17}
 
 
 @functools.cache
@@ -205,8 +207,10 @@ def _where_it_pays(name: str):
     kernel, plain = getattr(KERNELS, name), getattr(xla.KERNELS, name)
 
     def choice(*operands, **params):
-        size = max(o.size * o.dtype.itemsize for o in operands if o is not None)
-        return (kernel if size >= _PAYS else plain)(*operands, **params)
+        largest = max((o for o in operands if o is not None), key=lambda o: o.size)
+        bytes_ = largest.dtype.itemsize
+        pays = largest.size * bytes_ >= _PAYS.get(bytes_, 0)
+        return (kernel if pays else plain)(*operands, **params)
 
     return choice
 

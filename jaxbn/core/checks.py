@@ -67,8 +67,9 @@ def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> 
             f"`{name}` must be real for real `x`, got {values.dtype} with `x` of type "
             f"{x.dtype}. Take its real part, or make `x` complex."
         )
-    with jax.numpy_dtype_promotion("standard"):
-        wide = jnp.promote_types(statistics_type(x.real), values.dtype)
+    wide = statistics_type(x.real)
+    if jnp.iscomplexobj(values):
+        wide = jnp.promote_types(wide, jnp.complex64)
     return values.astype(wide)
 
 

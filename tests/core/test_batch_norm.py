@@ -477,3 +477,22 @@ def test_parameters_of_16_bits_do_not_lower_the_precision_of_statistics():
     half = jnp.ones(2, jnp.bfloat16)
     y, _ = jaxbn.batch_norm(x, jaxbn.init_state(2), half, half * 0)
     assert np.abs(y - reference.batch_norm(x)).max() <= contract(300)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_wider_parameters_have_gradients_in_their_own_type(dtype):
+    """float64 parameters, as `jnp.ones` makes them in 64-bit mode."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), dtype)
+        state = jaxbn.init_state(3)
+
+        def loss(x, scale, bias):
+            return jnp.sum(jnp.sin(jaxbn.batch_norm(x, state, scale, bias)[0]))
+
+        for kind in ("float32", "float64"):
+            parameters = jnp.ones(3, kind), jnp.zeros(3, kind)
+            found = jax.grad(loss, argnums=(0, 1, 2))(x, *parameters)
+            assert [g.dtype for g in found] == [
+                jnp.dtype(dtype),
+                *[jnp.dtype(kind)] * 2,
+            ]

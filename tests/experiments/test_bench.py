@@ -1,8 +1,13 @@
 """The benchmarks run, and what they claim of jaxbn holds."""
 
+import functools
 import json
 
+import numpy as np
+import pytest
+
 from experiments import __main__ as command
+from experiments import bench, bench_cases, bench_layer, bench_peers, bench_turns
 
 
 def test_accuracy_meets_its_bounds_and_writes_what_it_prints(tmp_path, capsys):
@@ -20,3 +25,68 @@ def test_accuracy_meets_its_bounds_and_writes_what_it_prints(tmp_path, capsys):
 def test_a_batch_of_nothing_is_refused(tmp_path, capsys):
     assert command.main(["bench", "memory", "--batch", "0"]) == 2
     assert "`--batch` must be positive, got 0." in capsys.readouterr().err
+
+
+SMALL = [
+    bench_cases.Case("ResNet-50", (4, 3, 3, 8), "float32", "forward+backward", "none"),
+    bench_cases.Case("dense", (16, 8), "bfloat16", "inference", "add+relu"),
+    bench_cases.Case("all libraries", (16, 8), "float32", everyone=True),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.group)
+def test_every_library_computes_the_same_layer(case):
+    results = {name: run() for name, run in bench_peers.runs(case).items()}
+    results.pop("copy")
+    leaf = {name: _first(result) for name, result in results.items()}
+    assert {"jaxbn", "xla", "flax"} <= leaf.keys()
+    for name, value in leaf.items():
+        # Torch and haiku save their running statistics by other rules, y is the same.
+        np.testing.assert_allclose(value, leaf["jaxbn"], atol=2e-2, err_msg=name)
+
+
+def _first(result):
+    """y, features last."""
+    while isinstance(result, tuple | list):
+        result = result[0]
+    value = np.asarray(result.detach().float() if hasattr(result, "detach") else result)
+    return np.moveaxis(value, 1, -1) if hasattr(result, "detach") else value
+
+
+def test_layer_prints_means_and_writes_records_and_a_plot(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(bench_layer, "plan", lambda *, quick: SMALL)
+    monkeypatch.setattr(bench_layer, "SECONDS", {True: 0.0, False: 0.0})
+    monkeypatch.setattr(bench, "_tuned", lambda: True)
+    assert command.main(["bench", "layer", "--quick", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "layer.json").read_text())
+    first = record["cases"][0]
+    times = first["milliseconds"]
+    ratio = times["flax"]["median"] / times["jaxbn"]["median"]
+    assert first["ratios"]["flax"] == ratio
+    assert f"| {ratio:.2f} |" in printed
+    copies = 8 / 2 * times["copy"]["median"]
+    assert first["floor"] == pytest.approx(copies / times["jaxbn"]["median"])
+    assert (tmp_path / "layer.png").stat().st_size > 1000
+    assert "all libraries" not in (tmp_path / "layer.md").read_text().splitlines()[0]
+
+
+def test_the_plan_has_every_kind_of_case():
+    cases = bench_cases.plan(quick=False)
+    assert len({(c.shape, c.dtype, c.operation, c.activation) for c in cases}) >= 200
+    for activation in ("none", "relu", "add+relu"):
+        assert any(c.activation == activation for c in cases)
+    assert any(c.everyone for c in cases)
+    assert len(bench_cases.plan(quick=True)) <= 20
+
+
+def test_turns_alternate_the_order():
+    order = []
+    functions = {name: functools.partial(order.append, name) for name in "ab"}
+    bench_turns.in_turns(functions, seconds=0.0)
+    warm, timed = order[:4], order[4:]
+    assert warm == list("aabb")
+    assert timed[:4] in (list("abba"), list("baab"))
+    assert len(timed) == 2 * bench_turns.LEAST

@@ -10,18 +10,21 @@
 namespace jaxbn {
 namespace {
 
-constexpr int64_t kTile = 1024;              // channels reduced together: sums stay in L1
+constexpr int64_t kTileBytes = 4096;         // of a row reduced together: sums stay in L1
 constexpr int64_t kMapTile = 8192;           // channels mapped together
 constexpr int64_t kItemBytes = 256 << 10;    // what one item of work reads of x, about
 constexpr int64_t kMostItems = 64;           // of one reduction, if its shape allows
 constexpr int64_t kSerialBytes = 512 << 10;  // below it threads cost more than they save
-constexpr int64_t kFold = 128;               // narrower rows are put side by side
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t bytes_of(Type type) {
   return type == Type::kF64 ? 8 : type == Type::kF32 ? 4 : 2;
 }
+
+// Narrower rows are put side by side up to this width: several rows are summed at a time,
+// and the memory follows few long streams better than many short ones.
+int64_t tile_of(Type type) { return kTileBytes / bytes_of(type); }
 
 int64_t sum_bytes_of(Type type) { return type == Type::kF64 ? 8 : 4; }
 
@@ -69,8 +72,9 @@ struct Folded {
     fold = 1;
     if (!masked) {
       while (fold < unit && shape.channels * fold % unit != 0) fold *= 2;
-      while (shape.channels * fold < kFold) fold *= 2;
-      if (shape.channels * fold > kTile || fold > shape.outer) fold = 1;
+      while (shape.channels * fold * 2 <= tile_of(type)) fold *= 2;
+      while (fold > 1 && fold > shape.outer) fold /= 2;
+      if (shape.channels * fold > tile_of(type)) fold = 1;
     }
     width = shape.channels * fold;
     rows = shape.outer / fold;
@@ -227,7 +231,7 @@ std::unique_ptr<Parts> reduce_rows(const Site& site, RowLoop loop, const Reducti
   const Folded folded(loops, reduction.type, shape, where.data != nullptr);
   const Arranged arranged(loops, reduction.type, shape, folded.fold, reduction.vectors);
   const int64_t unit = loops.unit(reduction.type), bytes = bytes_of(reduction.type);
-  const int64_t width = std::min(folded.width, kTile), tiles = ceil_div(folded.width, width);
+  const int64_t width = std::min(folded.width, tile_of(reduction.type)), tiles = ceil_div(folded.width, width);
   const int64_t most = std::max<int64_t>(1, kMostItems / (shape.batch * tiles));
   const int64_t wanted = std::max<int64_t>(128, kItemBytes / (width * bytes));
   const int64_t chunk = std::max(wanted, ceil_div(folded.rows, most));
@@ -236,7 +240,7 @@ std::unique_ptr<Parts> reduce_rows(const Site& site, RowLoop loop, const Reducti
   const int64_t per_batch = shape.outer * shape.channels;
   parallel_for(
       pool_for(site, shape, reduction.type), shape.batch * tiles * chunks, [&](int64_t item) {
-        alignas(64) char work[3 * kTile * 8];
+        alignas(64) char work[3 * 2 * kTileBytes];  // sums are twice as wide as 16 bits
         Part& part = result->parts[item];
         const int64_t b = item / (tiles * chunks), tile = item / chunks % tiles;
         const int64_t first = item % chunks * chunk, channel = tile * width;
@@ -261,7 +265,7 @@ std::unique_ptr<Parts> reduce_runs(const Site& site, RunLoop loop, const Reducti
   const int64_t piece = std::min(shape.inner, 4 * kItemBytes / bytes);
   const int64_t pieces = ceil_div(shape.inner, piece);
   const int64_t fit = pieces > 1 ? 1 : std::max<int64_t>(1, kItemBytes / (piece * bytes));
-  const int64_t width = std::min({shape.channels, fit, kTile});
+  const int64_t width = std::min({shape.channels, fit, tile_of(reduction.type)});
   const int64_t groups = ceil_div(shape.channels, width);
   const int64_t most = std::max<int64_t>(1, kMostItems / (shape.batch * groups * pieces));
   const int64_t chunk = std::max(ceil_div(kItemBytes, width * piece * bytes), ceil_div(shape.outer, most));
@@ -356,7 +360,7 @@ void map(const Site& site, const Map& map, const Shape& shape, const Where& wher
   const int64_t bytes = bytes_of(map.type), arrays = 2 + (map.a != nullptr) + (map.residual != nullptr);
   Map base = map;
   // What does not fit beside other data is not read from the cache anyway.
-  base.stream = shape.size() * bytes * arrays > last_level_cache() / 2;
+  base.stream = shape.size() * bytes * arrays > last_level_cache();
   Pool* pool = pool_for(site, shape, map.type);
   const auto moved = [&](int64_t offset, const Vectors& vectors) {
     Map one = base;

@@ -28,7 +28,7 @@ using jaxbn::Runs;
 using jaxbn::Type;
 using jaxbn::Vectors;
 
-constexpr int kReduced = 8;      // rows summed in registers before the sums are stored
+constexpr int kReduced = 4;      // rows summed in registers before the sums are stored
 constexpr int kBlock = 128;      // rows summed in the type of sums; then double
 constexpr int kRunBlock = 4096;  // the same along a run
 
@@ -206,7 +206,7 @@ template <class T, class K, bool kStream> void map_run(const Map& map, const Run
   const Pointers<T, K> base{static_cast<const T*>(map.x), static_cast<const T*>(map.a),
                             static_cast<const T*>(map.residual), static_cast<T*>(map.y)};
   const auto value = [](const void* p, int64_t c) {
-    return all_of<A>(p == nullptr ? A(0) : static_cast<const A*>(p)[c]);
+    return all_of<A>(p == nullptr ? A(0) : plain_nan(static_cast<const A*>(p)[c]));
   };
   const Vectors& v = map.vectors;
   for (int64_t c = 0; c < runs.channels; ++c) {
@@ -524,7 +524,7 @@ void arrange(Type type, const void* from, int64_t n, void* to) {
     A* target = static_cast<A*>(to);
     const int64_t padded = (n + Access<T>::kUnit - 1) / Access<T>::kUnit * Access<T>::kUnit;
     for (int64_t c = n; c < padded; ++c) target[Access<T>::place(c)] = A(0);
-    for (int64_t c = 0; c < n; ++c) target[Access<T>::place(c)] = source[c];
+    for (int64_t c = 0; c < n; ++c) target[Access<T>::place(c)] = plain_nan(source[c]);
   });
 }
 

@@ -103,10 +103,17 @@ JAXBN_INLINE VH float_to_half(VF v) {
 #endif
 }
 
+// To nearest even, in the upper half. A NaN with all of its lower bits set would carry
+// into the sign, so none may come in: those of 16-bit data have zeros there, those of
+// vectors go through `plain_nan`, and arithmetic makes others only by adding the quiet bit.
 JAXBN_INLINE VU round_to_bf16(VF v) {
   VU bits = (VU)v;
-  VU rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return select(v == v, rounded, bits | 0x400000u);
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
+// The value, or the NaN without a payload.
+template <class A> JAXBN_INLINE A plain_nan(A value) {
+  return value == value ? value : A(__builtin_nan(""));
 }
 
 // Two vectors: the values of 2 * JAXBN_BYTES / sizeof(A) consecutive elements.
@@ -145,7 +152,12 @@ template <> struct Access<bf16> {
     return {(VF)(both << 16), (VF)(both & 0xffff0000u)};
   }
   template <bool kStream> static JAXBN_INLINE void write(bf16* p, Pair<float> v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    VU both = (VU)_mm256_blend_epi16((__m256i)(round_to_bf16(v.lo) >> 16),
+                                     (__m256i)round_to_bf16(v.hi), 0xaa);
+#else
     VU both = (round_to_bf16(v.lo) >> 16) | (round_to_bf16(v.hi) & 0xffff0000u);
+#endif
     if constexpr (kStream) stream(p, both); else store(p, both);
   }
 };

@@ -1,0 +1,44 @@
+"""Times of several functions that run in turns, in both orders."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+LEAST, MOST = 5, 25
+
+
+def in_turns(
+    functions: dict[str, Callable[[], object]], *, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Median and quartiles of every function, in milliseconds.
+
+    Rounds are repeated for about `seconds`, at least 5 and at most 25 times; in every
+    second one the order is reversed, so that no function always follows the same one.
+    """
+    for run in functions.values():
+        run()  # compiles
+        run()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    began = time.perf_counter()
+    for number in range(MOST):
+        if number >= LEAST and time.perf_counter() - began > seconds:
+            break
+        for name in list(functions)[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            functions[name]()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: _spread(values) for name, values in times.items()}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    quartiles = np.percentile(values, (25, 50, 75))
+    names = ("lower quartile", "median", "upper quartile")
+    return dict(zip(names, map(float, quartiles), strict=True))
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """exp(mean(log values))."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
