@@ -16,11 +16,14 @@ from experiments import environment, files
 from experiments.errors import UserError
 
 # The C library otherwise returns large buffers to the kernel after every call, and
-# all frameworks spend up to half their time on page faults.
+# all frameworks spend up to half their time on page faults. Threads other than the
+# first take buffers from arenas that cannot hold large ones: hence one arena.
 _ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 _TIMED = ("layer", "step")
 

@@ -169,7 +169,7 @@ def _equinox(case: Case, x, dy, added) -> Run:
     if case.operation == "inference":
         layer = eqx.nn.inference_mode(layer)
     params, static = eqx.partition(layer, eqx.is_inexact_array)
-    first = (x, dy, added) if x.ndim == 2 else _features_first(x, dy, added)
+    x, dy, added = map(_features_first, (x, dy, added))
 
     def forward(params, x, added):
         model = eqx.combine(params, static)
@@ -177,12 +177,11 @@ def _equinox(case: Case, x, dy, added) -> Run:
         y, new = run(x, state)
         return _finish(y.astype(x.dtype), case, added), new
 
-    x, dy, added = first
     return _compiled(case, forward, params, x, dy, added)
 
 
-def _features_first(*arrays):
-    return [a if a is None else jnp.moveaxis(a, -1, 1).copy() for a in arrays]
+def _features_first(array):
+    return array if array is None else jnp.moveaxis(array, -1, 1).copy()
 
 
 def _keras(case: Case, x, dy, added) -> Run:
@@ -209,8 +208,6 @@ def _torch(case: Case, x, dy, added) -> Run:
     import torch
 
     def tensor(array):
-        if array is None:
-            return None
         wide = torch.from_numpy(np.asarray(array, np.float32))
         moved = wide.to(getattr(torch, case.dtype))
         order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
@@ -221,11 +218,9 @@ def _torch(case: Case, x, dy, added) -> Run:
     layer = kind(case.shape[-1], eps=EPSILON, momentum=1 - MOMENTUM)
     layer.train(case.operation != "inference")
     backward = case.operation == "forward+backward"
-    values, cotangent, other = tensor(x), tensor(dy), tensor(added)
-    values.requires_grad_(backward)
-    inputs = [values, layer.weight, layer.bias]
-    if other is not None:
-        inputs.append(other.requires_grad_(backward))
+    values, cotangent = tensor(x).requires_grad_(backward), tensor(dy)
+    other = None if added is None else tensor(added).requires_grad_(backward)
+    inputs = [values, layer.weight, layer.bias, *([] if other is None else [other])]
 
     def run():
         with torch.set_grad_enabled(backward):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -10,7 +10,7 @@ LEAST, MOST = 5, 25
 
 
 def in_turns(
-    functions: dict[str, Callable[[], object]], *, seconds: float
+    functions: Mapping[str, Callable[[], object]], *, seconds: float
 ) -> dict[str, dict[str, float]]:
     """Median and quartiles of every function, in milliseconds.
 

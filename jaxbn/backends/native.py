@@ -210,6 +210,9 @@ def _where_it_pays(name: str):
         largest = max((o for o in operands if o is not None), key=lambda o: o.size)
         bytes_ = largest.dtype.itemsize
         pays = largest.size * bytes_ >= _PAYS.get(bytes_, 0)
+        if name == "expand" and bytes_ >= 4 and operands[0] is None:
+            # XLA is as fast at a plain map, and joins it with its neighbours.
+            pays = False
         return (kernel if pays else plain)(*operands, **params)
 
     return choice

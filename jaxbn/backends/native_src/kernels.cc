@@ -360,7 +360,7 @@ void map(const Site& site, const Map& map, const Shape& shape, const Where& wher
   const int64_t bytes = bytes_of(map.type), arrays = 2 + (map.a != nullptr) + (map.residual != nullptr);
   Map base = map;
   // What does not fit beside other data is not read from the cache anyway.
-  base.stream = shape.size() * bytes * arrays > last_level_cache();
+  base.stream = shape.size() * bytes * arrays > last_level_cache() / 2;
   Pool* pool = pool_for(site, shape, map.type);
   const auto moved = [&](int64_t offset, const Vectors& vectors) {
     Map one = base;
