@@ -234,7 +234,7 @@ class BatchNorm(nnx.Module):
 
 
 def _hashable(value: Any) -> Any:
-    """Lists as tuples, since `nnx.jit` compares what is not an array."""
+    """Lists as tuples, so that the graph definition can be a static argument."""
     if value is None or isinstance(value, str | int):
         return value
     return tuple(map(_hashable, value))

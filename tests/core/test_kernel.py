@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus, kernel
 
 PARAMS = {"axes": (1,), "implementation": "xla"}
@@ -23,6 +24,7 @@ def operands():
     """A stack of every operand that any kernel takes."""
     full = {name: draw(SIZE, ROWS, CHANNELS, seed=i) for i, name in enumerate("axdr")}
     names = ("center", "slope", "offset", "multiplier", "shift")
+    names += ("gate_slope", "gate_offset")
     thin = {name: draw(SIZE, CHANNELS, seed=9 + i) for i, name in enumerate(names)}
     # One row is masked in each member: all have the same count.
     where = (jnp.arange(ROWS)[None] != jnp.arange(SIZE)[:, None])[..., None]
@@ -33,8 +35,8 @@ def operands():
 
 KERNELS = {
     "moments": (calculus.moments, {"floor": 0.0}),
-    "sums": (calculus.sums, {}),
-    "expand": (calculus.expand, {}),
+    "sums": (calculus.sums, {"gate": Gate("other", jax.nn.silu)}),
+    "expand": (calculus.expand, {"gate": Gate("affine", jax.nn.silu)}),
     "gate": (calculus.gate, {"activation": jax.nn.silu}),
 }
 
