@@ -38,12 +38,12 @@ def check(residuals: Residuals, activation: Callable | None, x: Array) -> Residu
             "out."
         )
     if residuals == "output":
-        _inverse_slope(activation)
+        _slope(activation)
     return residuals
 
 
-def _inverse_slope(activation: Callable | None) -> float:
-    """What a negative output is multiplied with to undo the activation."""
+def _slope(activation: Callable | None) -> float:
+    """The derivative of the activation at negative values."""
     if activation is None:
         return 1.0
     function, options = activation, {}
@@ -52,7 +52,7 @@ def _inverse_slope(activation: Callable | None) -> float:
     slope = options.pop("negative_slope", 0.01)
     known = function is jax.nn.leaky_relu and not options
     if known and isinstance(slope, float) and slope > 0:
-        return 1 / slope
+        return slope
     raise NotImplementedError(
         "`activation` must have an inverse with residuals='output', got "
         f"{activation!r}. Use None, 'leaky_relu' or functools.partial(jax.nn."
@@ -70,64 +70,76 @@ def invertible(scale: Array | None) -> Array | None:
 
 
 def tangent(layer: Any, inputs: Any, change: Any, y, inverse, count) -> Array:
-    """The tangent of the output y, from y instead of x.
+    """The tangent of the output y = f(z + residual), from y instead of x.
 
-    With z = scale (x - mean) r + bias, which is y without activation and residual, and
-    q = z - bias, the line of `batch_norm` reads
+    With z = scale (x - mean) r + bias and q = z - bias, the line of `batch_norm` reads
 
-        dz = scale r dx + (dscale / scale - r T / (scale n)) q + dbias - scale r S / n,
-        S = sum(dx),   T = sum(dx q).
+        dz = scale r dx + k q + h,
+        k = dscale / scale - r T / (scale n),   T = sum(dx q),
+        h = dbias - scale r S / n,              S = sum(dx).
 
-    `layer`, `inputs` and their `change` are those of `batch_norm`, `inverse` is r.
-    `layer`, `inputs` and their `change` are those of `batch_norm`, `inverse` is r. The
-    two passes are checkpointed each, so that y is kept for the backward pass and z is
-    found in it again; not the all-reduce between them, whose axis may be unbound there.
+    f is linear on either side of zero: z = y / f' - residual, so that
+
+        T = sum(dx / f' y) - sum(dx residual) - bias S,
+        dy = f' (scale r dx + h - k bias - k residual + dresidual) + k y,
+
+    and no array is used that is not y or a residual. `layer`, `inputs` and `change` are
+    those of `batch_norm`, `inverse` is r.
     """
     scale = jnp.ones_like(inverse) if inputs.scale is None else inputs.scale
-    zero = jnp.zeros_like(scale)
-    bias = zero if inputs.bias is None else inputs.bias
-    slope, offset, dz = zero, zero, None
-    first, second = (
-        jax.checkpoint(functools.partial(f, layer)) for f in (_first_pass, _second_pass)
-    )
+    k = h = jnp.zeros_like(scale)
+    dz, bias = None, k if inputs.bias is None else inputs.bias
     if change.x is not None:
         gain, n = scale * inverse, jnp.maximum(count, 1)
-        dz, s, t = first(change.x, y, inputs.residual, inputs.where, bias, gain)
+        dz, s, t = _sums(layer, inputs, change.x, y, bias, gain)
         s, t = sync.totals((s, t), layer.members)
-        slope, offset = -inverse / scale * t / n, -gain * s / n
+        k, h = -inverse / scale * t / n, -gain * s / n
     if change.scale is not None:
-        slope = slope + change.scale / scale
+        k = k + change.scale / scale
     if change.bias is not None:
-        offset = offset + change.bias
-    both = cast_together((slope, offset), y)
-    return second(dz, change.residual, both, y, inputs.residual, bias)
+        h = h + change.bias
+    k, h = cast_together((k, h - k * bias), y)
+    return _outer(layer, inputs.residual, change.residual, y, dz, k, h)
 
 
-def _first_pass(layer: Any, dx, y, residual, where, bias, gain) -> list[Array]:
-    z = _before_activation(y, residual, layer.activation)
-    return calculus.sums(dx, z, bias, gain, where, **layer.kernel)
-
-
-def _second_pass(layer: Any, dz, d_residual, both, y, residual, bias) -> Array:
-    z = _before_activation(y, residual, layer.activation)
-    (dz,) = calculus.expand(dz, None, *both, z, bias, None, **layer.kernel)
-    dz = dz if d_residual is None else dz + d_residual
-    if layer.activation is None:
-        return dz
-    # The derivative depends on the sign only, and y has the sign of what it was.
+def _sums(layer: Any, inputs: Any, dx, y, bias, gain):
+    """gain dx, S and T."""
+    residual, where, kernel = inputs.residual, inputs.where, layer.kernel
+    if residual is None and layer.activation is None:
+        return calculus.sums(dx, y, bias, gain, where, **kernel)
     zero = jnp.zeros_like(bias)
-    line = (zero, jnp.ones_like(bias), zero, None)
-    kind = {"activation": layer.activation, **layer.kernel}
-    return calculus.gate(dz, y, *line, **kind)[0]
+    other = y if residual is None else residual
+    dz, s, r = calculus.sums(dx, other, zero, gain, where, **kernel)
+    back = _gated(layer, dx, y, _inverse(_slope(layer.activation)))
+    _, t = calculus.sums(back, y, zero, None, where, **kernel)
+    t = t - bias * s
+    return dz, s, t if residual is None else t - r
 
 
-def _before_activation(y, residual: Array | None, activation: Callable | None) -> Array:
-    """scale * (x - mean) / std + bias, recovered from the output."""
-    if activation is None and residual is None:
-        return y
-    z = y.astype(statistics_type(y))
-    z = jnp.where(z < 0, z * _inverse_slope(activation), z)
-    return (z if residual is None else z - residual).astype(y.dtype)
+def _outer(layer: Any, residual, d_residual, y, dz, k, h) -> Array:
+    """f' (dz + h - k residual + dresidual) + k y."""
+    zero, kernel = jnp.zeros_like(k), layer.kernel
+    if residual is None and layer.activation is None:
+        return calculus.expand(dz, None, k, h, y, zero, None, **kernel)[0]
+    other, slope = (y, zero) if residual is None else (residual, -k)
+    (dz,) = calculus.expand(dz, None, slope, h, other, zero, None, **kernel)
+    dz = dz if d_residual is None else dz + d_residual
+    dy = _gated(layer, dz, y, layer.activation)
+    return calculus.expand(dy, None, k, zero, y, zero, None, **kernel)[0]
+
+
+def _gated(layer: Any, values: Array, y: Array, function: Callable | None) -> Array:
+    """`values` times the derivative of `function`, which depends on the sign of y."""
+    if layer.activation is None:
+        return values
+    zero = jnp.zeros([y.shape[axis] for axis in layer.axes], statistics_type(y))
+    line = (zero, jnp.ones_like(zero), zero, None)
+    return calculus.gate(values, y, *line, activation=function, **layer.kernel)[0]
+
+
+@functools.cache
+def _inverse(slope: float) -> Callable:
+    return functools.partial(jax.nn.leaky_relu, negative_slope=1 / slope)
 
 
 def cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
