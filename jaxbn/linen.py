@@ -23,6 +23,11 @@ from flax.typing import Dtype, Initializer
 from jax import Array
 
 import jaxbn
+from jaxbn.linen_variants import BatchRenorm as BatchRenorm
+from jaxbn.linen_variants import DomainBatchNorm as DomainBatchNorm
+from jaxbn.linen_variants import EvalBlendBatchNorm as EvalBlendBatchNorm
+from jaxbn.linen_variants import GhostBatchNorm as GhostBatchNorm
+from jaxbn.linen_variants import TimestepBatchNorm as TimestepBatchNorm
 
 
 class BatchNorm(nn.Module):

@@ -26,23 +26,12 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax import Array
 
 import jaxbn
-
-_NO_MODE = """No `use_running_average` argument was provided to BatchNorm. \
-Consider one of the following options:
-
-1. Pass `use_running_average` to the BatchNorm constructor:
-
-  self.bn = jaxbn.nnx.BatchNorm(..., use_running_average=True/False)
-
-2. Pass `use_running_average` to the BatchNorm __call__:
-
-  self.bn(x, use_running_average=True/False)
-
-3. Use `nnx.view` to create a view of the model with a specific \
-`use_running_average` value:
-
-  model_view = nnx.view(model, use_running_average=True/False)
-"""
+from jaxbn.nnx_mode import NO_MODE
+from jaxbn.nnx_variants import BatchRenorm as BatchRenorm
+from jaxbn.nnx_variants import DomainBatchNorm as DomainBatchNorm
+from jaxbn.nnx_variants import EvalBlendBatchNorm as EvalBlendBatchNorm
+from jaxbn.nnx_variants import GhostBatchNorm as GhostBatchNorm
+from jaxbn.nnx_variants import TimestepBatchNorm as TimestepBatchNorm
 
 
 class BatchNorm(nnx.Module):
@@ -171,7 +160,7 @@ class BatchNorm(nnx.Module):
             An array of the shape of `x`.
         """
         inference = first_from(
-            use_running_average, self.use_running_average, error_msg=_NO_MODE
+            use_running_average, self.use_running_average, error_msg=NO_MODE
         )
         x = jnp.asarray(x)
         scale = None if self.scale is None else self.scale[...]

@@ -31,8 +31,12 @@ def run(module: Any, batch: Any) -> Any:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether a module is a batch-normalization layer of Flax or jaxbn."""
-    return hasattr(module, "use_running_average") and hasattr(module, "axis")
+    """Whether a module is a batch-normalization layer of Flax or jaxbn.
+
+    Not one of `jaxbn.variants` that keeps several statistics or sigma: it stays alone.
+    """
+    named = hasattr(module, "use_running_average") and hasattr(module, "axis")
+    return named and getattr(module, "has_moments", True)
 
 
 def moments_of_call(module: Any, x: Array, *_, mask=None, where=None, **__) -> Moments:
