@@ -28,16 +28,17 @@ _ALLOCATOR = {
 class BenchConfig:
     """Measures jaxbn and other libraries in one run."""
 
-    what: Annotated[Literal["accuracy", "layer", "memory"], tyro.conf.Positional] = (
-        "accuracy"
-    )
+    what: Annotated[
+        Literal["accuracy", "layer", "memory", "fold"], tyro.conf.Positional
+    ] = "accuracy"
     """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of
     forward and backward on the activations of ResNet-50; memory: bytes of a ResNet-50
-    training step."""
+    training step; fold: inference of a ResNet-50 with and without its batch
+    normalization folded into the convolutions."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
     batch: int = 8
-    """Examples a batch, for `layer` and `memory`."""
+    """Examples a batch, for `layer`, `memory` and `fold`."""
     out: Path = Path("runs/bench")
     """Directory of the results."""
 
@@ -46,7 +47,7 @@ def main(config: BenchConfig) -> int:
     """Runs one benchmark."""
     if config.batch < 1:
         raise UserError(f"`--batch` must be positive, got {config.batch}. Use 8 or 32.")
-    if config.what == "layer" and not _tuned():
+    if config.what in ("layer", "fold") and not _tuned():
         os.environ.update(_ALLOCATOR)
         os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
     module = importlib.import_module(f"experiments.bench_{config.what}")

@@ -66,11 +66,14 @@ def write_safetensors(
     Args:
         path: the file; replaced if it exists.
         arrays: NumPy or JAX arrays by name, for example from `to_torch`.
+
+    Raises:
+        ValueError: if an array has a type that the format lacks.
     """
     header, parts, place = {}, [], 0
     for name, value in arrays.items():
         values = np.ascontiguousarray(value).reshape(np.shape(value))
-        kind = _NAMES[values.dtype]
+        kind = _name(values.dtype, name)
         span = [place, place := place + values.nbytes]
         header[name] = {"dtype": kind, "shape": values.shape, "data_offsets": span}
         parts.append(values.tobytes())
@@ -78,3 +81,12 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     size = len(text).to_bytes(8, "little")
     Path(path).write_bytes(b"".join([size, text, *parts]))
+
+
+def _name(kind: np.dtype, name: str) -> str:
+    if kind not in _NAMES:
+        raise ValueError(
+            f"`arrays` must be of types {', '.join(_TYPES)}, got {kind} for {name!r}. "
+            "Convert it first."
+        )
+    return _NAMES[kind]

@@ -96,7 +96,7 @@ def lstm(
         The outputs h, shape (batch, steps, H), and the states.
 
     Reference:
-        Cooijmans et al., Recurrent batch normalization, 2016, section 3.
+        Cooijmans et al., Recurrent batch normalization, 2016.
         https://arxiv.org/abs/1603.09025
 
     Example:

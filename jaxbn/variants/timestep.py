@@ -66,7 +66,7 @@ def timestep_batch_norm(
         ValueError: if `states` have no leading axis, or as in `jaxbn.batch_norm`.
 
     Reference:
-        Cooijmans et al., Recurrent batch normalization, 2016, section 3.
+        Cooijmans et al., Recurrent batch normalization, 2016.
         https://arxiv.org/abs/1603.09025
 
     Example:
