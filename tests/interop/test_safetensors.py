@@ -66,10 +66,10 @@ def test_a_layer_goes_through_a_file_of_the_library(tmp_path):
 
 
 def test_types_without_a_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`arrays` must be of types F64, .*complex64"):
+    with pytest.raises(ValueError, match=r"`arrays` must be of types F64, .*complex64"):
         interop.write_safetensors(tmp_path / "w", {"z": np.zeros(2, np.complex64)})
     header = json.dumps({"x": {"dtype": "F8", "shape": [1], "data_offsets": [0, 1]}})
     size = len(header).to_bytes(8, "little")
     (tmp_path / "w").write_bytes(size + header.encode() + b"\0")
-    with pytest.raises(ValueError, match="`path` must hold arrays of types.*'F8'"):
+    with pytest.raises(ValueError, match=r"`path` must hold arrays of types.*'F8'"):
         interop.read_safetensors(tmp_path / "w")
