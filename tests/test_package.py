@@ -195,11 +195,27 @@ def modules():
     return names
 
 
+# What the examples of a module need beside the package.
+PEERS = {
+    "jaxbn.interop.equinox": "equinox",
+    "jaxbn.interop.haiku": "haiku",
+    "jaxbn.interop.keras": "keras",
+    "jaxbn.interop.torch": "torch",
+}
+
+
 @pytest.mark.parametrize("module", modules())
-def test_the_examples_in_the_documentation_run(module):
+def test_the_examples_in_the_documentation_run(module, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    if module in PEERS:
+        pytest.importorskip(PEERS[module])
     names = {"jaxbn": jaxbn, "jnp": jnp, "jax": jax}
-    result = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    loaded = importlib.import_module(module)
+    result = doctest.testmod(loaded, extraglobs=names)
     assert result.failed == 0
+    assert loaded.__file__
+    written = Path(loaded.__file__).read_text(encoding="utf-8").count(">>> ")
+    assert result.attempted == written
 
 
 def test_the_example_in_the_readme_runs():

@@ -74,6 +74,15 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
 
     Returns:
         Variables without the folded layers.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> norm = nn.BatchNorm(use_running_average=True)
+        >>> net, x = nn.Sequential([nn.Dense(3), norm]), jnp.ones((2, 4))
+        >>> variables = net.init(jax.random.key(0), x)
+        >>> variables, report = jaxbn.deploy.fold_linen(net, variables, x)
+        >>> sorted(jaxbn.deploy.strip_linen(variables, report)["params"])
+        ['layers_0']
     """
     flat = _flat(variables)
     for path, fold_ in report.folded.items():

@@ -39,6 +39,13 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         ValueError: if an array has a type that NumPy and JAX lack.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jaxbn.interop.write_safetensors(f"{folder}/w", {"weight": jnp.ones(2)})
+        ...     jaxbn.interop.read_safetensors(f"{folder}/w")
+        {'weight': array([1., 1.], dtype=float32)}
     """
     content = Path(path).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -69,6 +76,15 @@ def write_safetensors(
 
     Raises:
         ValueError: if an array has a type that the format lacks.
+
+    Example:
+        >>> import tempfile
+        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/w"
+        ...     jaxbn.interop.write_safetensors(path, jaxbn.interop.to_torch(layer))
+        ...     sorted(jaxbn.interop.read_safetensors(path))
+        ['num_batches_tracked', 'running_mean', 'running_var']
     """
     header, parts, place = {}, [], 0
     for name, value in arrays.items():

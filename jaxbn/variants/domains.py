@@ -155,6 +155,12 @@ def domain_batch_norm_inference(
 
     Returns:
         y, with the shape and type of `x`.
+
+    Example:
+        >>> states = init_domain_state(2, 1)._replace(mean=jnp.array([[1.0], [5.0]]))
+        >>> x, domain = jnp.array([[1.0], [1.0]]), jnp.array([0, 1])
+        >>> domain_batch_norm_inference(x, states, domain=domain).ravel().round(3)
+        Array([ 0., -4.], dtype=float32)
     """
     x, feature, ids = _checked(x, states, domain, axis)
     old = _wide(states, x)
