@@ -71,12 +71,13 @@ def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3)) -> ResNet:
     rng = np.random.default_rng(0)
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, jaxbn.nnx.BatchNorm):
-            for variable in (layer.mean, layer.bias):
-                values = rng.normal(0, 0.1, variable.shape)
-                variable[...] = jnp.asarray(values, jnp.float32)
-            for variable in (layer.var, layer.scale):
-                values = rng.uniform(0.5, 1.5, variable.shape)
-                variable[...] = jnp.asarray(values, jnp.float32)
+            size = layer.mean.shape
+            for name in ("mean", "bias"):
+                values = jnp.asarray(rng.normal(0, 0.1, size), jnp.float32)
+                getattr(layer, name)[...] = values
+            for name in ("var", "scale"):
+                values = jnp.asarray(rng.uniform(0.5, 1.5, size), jnp.float32)
+                getattr(layer, name)[...] = values
     model.eval()
     return model
 

@@ -132,7 +132,7 @@ class BatchNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.axis_groups = _hashable(axis_groups)
         self.activation = activation
-        self.residuals = residuals
+        self.residuals: Literal["input", "output", "recompute"] = residuals
         self.debias = debias
         self.unbiased = unbiased
         self.skip_nonfinite = skip_nonfinite

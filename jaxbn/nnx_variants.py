@@ -68,8 +68,9 @@ class _Variant(hooks.Hooks, nnx.Module):
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
-        several = axis_name is not None and not isinstance(axis_name, str)
-        self.axis_name = tuple(axis_name) if several else axis_name
+        if axis_name is not None and not isinstance(axis_name, str):
+            axis_name = tuple(axis_name)
+        self.axis_name = axis_name
         self.activation = activation
         self.implementation = implementation
 

@@ -148,11 +148,10 @@ def _partner(norm: Call, calls: list[Call], taken) -> tuple[Call, Order] | str:
     if norm.obstacle:
         return norm.obstacle
     layers = [c for c in calls if c.kind != "norm"]
-    pairs: list[tuple[Call, Order]] = [
-        (c, "after") for c in layers if c.output is norm.input
-    ]
+    pairs: list[tuple[Call, Order]] = []
+    pairs.extend((c, "after") for c in layers if c.output is norm.input)
     if norm.linear:
-        pairs += [(c, "before") for c in layers if c.input is norm.output]
+        pairs.extend((c, "before") for c in layers if c.input is norm.output)
     reason = "its input is not the output of a dense or convolution layer"
     for layer, order in pairs:
         if obstacle := _obstacle(layer, order, calls, taken):

@@ -101,8 +101,9 @@ def _folded(variables, norm: Call, layer: Call, order: Order) -> dict[str, Any]:
     keys = [
         {key[-1]: key for key in flat if _is_of(call, key)} for call in (norm, layer)
     ]
-    arrays = [{name: flat[key] for name, key in names.items()} for names in keys]
-    for names, new in zip(keys, fold_arrays(*arrays, norm, layer, order), strict=True):
+    own, other = ({name: flat[key] for name, key in names.items()} for names in keys)
+    both = fold_arrays(own, other, norm, layer, order)
+    for names, new in zip(keys, both, strict=True):
         flat.update({key: new[name] for name, key in names.items()})
     return _nested(flat)
 
