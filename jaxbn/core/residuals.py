@@ -151,6 +151,7 @@ def cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
 
 # The loops of `expand` under a name of their own, for `recompute_policy` to look for.
 recomputed = Kernel("expand", calculus.expand.operands)
+recomputed.primitive.name = "jaxbn_recomputed"
 
 
 def _recomputed_jvp(primals, tangents, **params):

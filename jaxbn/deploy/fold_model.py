@@ -27,6 +27,8 @@ def fold_linen(
 
     A folded layer becomes the identity, apart from a bias that the layer before it has
     no variable for, so the model runs as before. `strip_linen` removes it altogether.
+    A normalization before a layer without bias stays: the module would not read a new
+    variable. `fold_nnx` adds one.
 
     Args:
         module: a linen module with Dense, Conv or ConvTranspose layers.

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
 
 ROWS, CHANNELS = 12, 5
 LEAKY = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
@@ -289,6 +292,37 @@ def test_a_scale_near_zero_counts_as_the_smallest():
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
     assert np.all(np.abs(got[1][1]) > 0)  # A scale of zero can leave it.
+
+
+@pytest.mark.parametrize("mode", ["output", "recompute"])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_modules_hand_the_mode_on(kind, mode):
+    x = case(np.float32)[0]
+    options = {"activation": "leaky_relu", "use_running_average": False}
+
+    def gradient(residuals):
+        if kind == "linen":
+            layer = jaxbn.linen.BatchNorm(residuals=residuals, **options)
+            variables = layer.init(jax.random.key(0), x)
+
+            def f(x):
+                return layer.apply(variables, x, mutable="batch_stats")[0]
+        else:
+            layer = jaxbn.nnx.BatchNorm(
+                CHANNELS, residuals=residuals, rngs=nnx.Rngs(0), **options
+            )
+            graph, state = nnx.split(layer)
+
+            def f(x):
+                return nnx.merge(graph, jax.tree.map(jnp.array, state))(x)
+
+        text = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(jnp.sin(f(x)))))(x))
+        return text, jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))(x)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        (plain, want), (text, got) = gradient("input"), gradient(mode)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    assert text != plain
 
 
 def test_messages_name_the_argument():
