@@ -25,7 +25,7 @@ _ALLOCATOR = {
     "MALLOC_TOP_PAD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-_TIMED = ("layer", "step")
+_TIMED = ("layer", "step", "fold")
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,17 @@ class BenchConfig:
     """Measures jaxbn and other libraries in one run."""
 
     what: Annotated[
-        Literal["accuracy", "layer", "step", "memory"], tyro.conf.Positional
+        Literal["accuracy", "layer", "step", "memory", "fold"], tyro.conf.Positional
     ] = "accuracy"
     """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of one
     layer on the activations of ResNet-50, MobileNetV2 and dense nets; step: time of a
-    ResNet-20 training step; memory: bytes of a ResNet-50 training step."""
+    ResNet-20 training step; memory: bytes of a ResNet-50 training step; fold: inference
+    of a ResNet-50 with and without its batch normalization folded into the
+    convolutions."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
     batch: int = 8
-    """Examples a batch, for `memory`."""
+    """Examples a batch, for `memory` and `fold`."""
     out: Path = Path("runs/bench")
     """Directory of the results."""
 

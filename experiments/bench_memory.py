@@ -5,7 +5,7 @@ the compiled step needs beside its arguments and results.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,55 +17,109 @@ from experiments import bench
 MEGABYTE = 1e6
 
 
+class Apart(nn.Module):
+    """Normalization, sum and activation, each by itself."""
+
+    norm: Any
+    activation: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, residual=None):
+        if self.norm is not None:
+            x = self.norm(use_running_average=False, dtype=self.dtype)(x)
+        x = x if residual is None else x + residual
+        return x if self.activation is None else getattr(nn, self.activation)(x)
+
+
+class Together(nn.Module):
+    """All three as one layer of jaxbn."""
+
+    residuals: Any
+    activation: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, residual=None):
+        layer = jaxbn.linen.BatchNorm(
+            use_running_average=False,
+            activation=self.activation,
+            residuals=self.residuals,
+            dtype=self.dtype,
+        )
+        return layer(x, residual=residual)
+
+
+class Way(NamedTuple):
+    """One way to normalize: a row of the table."""
+
+    layer: Any
+    activation: str = "relu"
+    policy: Any = None
+
+
+WAYS = {
+    "none": Way(functools.partial(Apart, None)),
+    "flax": Way(functools.partial(Apart, nn.BatchNorm)),
+    "jaxbn": Way(functools.partial(Apart, jaxbn.linen.BatchNorm)),
+    "jaxbn, activation and residual inside": Way(functools.partial(Together, "input")),
+    'jaxbn, residuals="recompute"': Way(
+        functools.partial(Together, "recompute"), policy=jaxbn.recompute_policy
+    ),
+    "none, leaky ReLU": Way(functools.partial(Apart, None), "leaky_relu"),
+    "jaxbn, leaky ReLU": Way(functools.partial(Together, "input"), "leaky_relu"),
+    'jaxbn, leaky ReLU, residuals="output"': Way(
+        functools.partial(Together, "output"), "leaky_relu"
+    ),
+}
+
+
 class Block(nn.Module):
     """A bottleneck of ResNet-50 v1.5."""
 
     features: int
     stride: int
-    norm: Any
+    way: Way
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
-        norm = functools.partial(self.norm, use_running_average=False, dtype=self.dtype)
+        layer, act = self.way.layer, self.way.activation
         stride, wide = (self.stride, self.stride), 4 * self.features
-        y = nn.relu(norm()(conv(self.features, (1, 1))(x)))
-        y = nn.relu(norm()(conv(self.features, (3, 3), stride)(y)))
-        y = norm()(conv(wide, (1, 1))(y))
+        y = layer(act, self.dtype)(conv(self.features, (1, 1))(x))
+        y = layer(act, self.dtype)(conv(self.features, (3, 3), stride)(y))
+        y = conv(wide, (1, 1))(y)
         if x.shape != y.shape:
-            x = norm()(conv(wide, (1, 1), stride)(x))
-        return nn.relu(x + y)
+            x = layer(None, self.dtype)(conv(wide, (1, 1), stride)(x))
+        return layer(act, self.dtype)(y, x)
 
 
 class ResNet50(nn.Module):
     """ResNet-50 v1.5 with 1,000 classes."""
 
-    norm: Any
+    way: Way
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(64, (7, 7), (2, 2), use_bias=False, dtype=self.dtype)(x)
-        x = nn.relu(self.norm(use_running_average=False, dtype=self.dtype)(x))
+        x = self.way.layer(self.way.activation, self.dtype)(x)
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, count in enumerate((3, 4, 6, 3)):
             for number in range(count):
                 stride = 2 if stage and not number else 1
-                x = Block(64 * 2**stage, stride, self.norm, self.dtype)(x)
+                x = Block(64 * 2**stage, stride, self.way, self.dtype)(x)
         return nn.Dense(1000)(x.mean((1, 2)).astype(jnp.float32))
-
-
-LIBRARIES = {"jaxbn": jaxbn.linen.BatchNorm, "flax": nn.BatchNorm}
 
 
 def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     """Returns megabytes and a Markdown table."""
     dtypes = (jnp.bfloat16,) if config.quick else (jnp.bfloat16, jnp.float32)
     records = [
-        {"type": jnp.dtype(dtype).name, "norm": name, **_bytes(norm, dtype, config)}
+        {"type": jnp.dtype(dtype).name, "norm": name, **_bytes(way, dtype, config)}
         for dtype in dtypes
-        for name, norm in LIBRARIES.items()
+        for name, way in WAYS.items()
     ]
     header = ["type", "normalization", "residuals, MB", "temporary, MB"]
     rows = [
@@ -75,9 +129,20 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     return {"batch": config.batch, "steps": records}, bench.markdown(header, rows)
 
 
-def _bytes(norm, dtype, config: bench.BenchConfig) -> dict[str, float]:
-    model = ResNet50(norm, dtype)
-    x = jax.ShapeDtypeStruct((config.batch, 224, 224, 3), dtype)
+def _bytes(way: Way, dtype, config: bench.BenchConfig) -> dict[str, float]:
+    loss, arguments = problem(ResNet50(way, dtype), way, dtype, config.batch)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*arguments).compile()
+    analysis = step.memory_analysis()
+    assert analysis is not None
+    return {
+        "residuals": residual_bytes(loss, arguments) / MEGABYTE,
+        "temporary": analysis.temp_size_in_bytes / MEGABYTE,
+    }
+
+
+def problem(model: nn.Module, way: Way, dtype, batch: int, size: int = 224):
+    """The loss of a model, and the shapes of its arguments."""
+    x = jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
 
     def loss(params, stats, x):
@@ -85,17 +150,16 @@ def _bytes(norm, dtype, config: bench.BenchConfig) -> dict[str, float]:
         y, new = model.apply(inputs, x, mutable="batch_stats")
         return jax.nn.logsumexp(y).sum(), new
 
-    def residuals(params, stats, x):
-        return jax.vjp(functools.partial(loss, stats=stats, x=x), params, has_aux=True)[
-            1
-        ]
+    if way.policy is not None:
+        loss = jax.checkpoint(loss, policy=way.policy)
+    return loss, (variables["params"], variables.get("batch_stats", {}), x)
 
-    arguments = (variables["params"], variables["batch_stats"], x)
-    kept = jax.tree.leaves(jax.eval_shape(residuals, *arguments))
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*arguments).compile()
-    analysis = step.memory_analysis()
-    assert analysis is not None
-    return {
-        "residuals": sum(a.size * a.dtype.itemsize for a in kept) / MEGABYTE,
-        "temporary": analysis.temp_size_in_bytes / MEGABYTE,
-    }
+
+def residual_bytes(loss, arguments) -> int:
+    """What `jax.vjp` keeps, in bytes."""
+
+    def kept(params, *others):
+        return jax.vjp(lambda p: loss(p, *others), params, has_aux=True)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(kept, *arguments))
+    return sum(a.size * a.dtype.itemsize for a in leaves)

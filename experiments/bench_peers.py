@@ -197,7 +197,7 @@ def _keras(case: Case, x, dy, added) -> Run:
 
     def forward(params, x, added):
         training = case.operation != "inference"
-        y, new = layer.stateless_call(params, state, x, training=training)
+        y, new, *_ = layer.stateless_call(params, state, x, training=training)
         return _finish(y, case, added), new
 
     return _compiled(case, forward, params, x, dy, added)

@@ -14,7 +14,7 @@ Drop-in for `flax.linen.BatchNorm`: the same arguments, variables and result typ
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,6 +23,11 @@ from flax.typing import Dtype, Initializer
 from jax import Array
 
 import jaxbn
+from jaxbn.linen_variants import BatchRenorm as BatchRenorm
+from jaxbn.linen_variants import DomainBatchNorm as DomainBatchNorm
+from jaxbn.linen_variants import EvalBlendBatchNorm as EvalBlendBatchNorm
+from jaxbn.linen_variants import GhostBatchNorm as GhostBatchNorm
+from jaxbn.linen_variants import TimestepBatchNorm as TimestepBatchNorm
 
 
 class BatchNorm(nn.Module):
@@ -51,6 +56,7 @@ class BatchNorm(nn.Module):
             `param_dtype`. They are computed in at least float32 all the same.
         axis_groups: positions along `axis_name` that share statistics.
         activation: applied to the result; a name or a function, see `jaxbn.batch_norm`.
+        residuals: what is kept for the backward pass, see `jaxbn.batch_norm`.
         debias: start the running average without the initial values; adds a variable
             `count`, as does `momentum=None`. See `jaxbn.update`.
         unbiased: store the unbiased variance.
@@ -75,6 +81,7 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     axis_groups: Sequence[Sequence[int]] | None = None
     activation: str | Callable[[Array], Array] | None = None
+    residuals: Literal["input", "output", "recompute"] = "input"
     debias: bool = False
     unbiased: bool = False
     skip_nonfinite: bool = False
@@ -140,6 +147,7 @@ class BatchNorm(nn.Module):
             debias=self.debias,
             unbiased=self.unbiased and not initializing,
             skip_nonfinite=self.skip_nonfinite,
+            residuals=self.residuals,
         )
         if not initializing:
             for name, variable in stats.items():

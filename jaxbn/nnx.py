@@ -16,7 +16,7 @@ Drop-in for `flax.nnx.BatchNorm`: the same arguments, variables and result types
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -26,23 +26,12 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax import Array
 
 import jaxbn
-
-_NO_MODE = """No `use_running_average` argument was provided to BatchNorm. \
-Consider one of the following options:
-
-1. Pass `use_running_average` to the BatchNorm constructor:
-
-  self.bn = jaxbn.nnx.BatchNorm(..., use_running_average=True/False)
-
-2. Pass `use_running_average` to the BatchNorm __call__:
-
-  self.bn(x, use_running_average=True/False)
-
-3. Use `nnx.view` to create a view of the model with a specific \
-`use_running_average` value:
-
-  model_view = nnx.view(model, use_running_average=True/False)
-"""
+from jaxbn.nnx_mode import NO_MODE
+from jaxbn.nnx_variants import BatchRenorm as BatchRenorm
+from jaxbn.nnx_variants import DomainBatchNorm as DomainBatchNorm
+from jaxbn.nnx_variants import EvalBlendBatchNorm as EvalBlendBatchNorm
+from jaxbn.nnx_variants import GhostBatchNorm as GhostBatchNorm
+from jaxbn.nnx_variants import TimestepBatchNorm as TimestepBatchNorm
 
 
 class BatchNorm(nnx.Module):
@@ -73,7 +62,7 @@ class BatchNorm(nnx.Module):
         rngs: for the initializers.
         bias_metadata, scale_metadata: of the two parameters, for example sharding.
         axis_groups: positions along `axis_name` that share statistics.
-        activation: applied to the result; a name or a function, see `jaxbn.batch_norm`.
+        activation, residuals: see `jaxbn.batch_norm`.
         debias: start the running average without the initial values; adds a variable
             `count`, as does `momentum=None`. See `jaxbn.update`.
         unbiased: store the unbiased variance.
@@ -105,19 +94,19 @@ class BatchNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
         axis_groups: Sequence[Sequence[int]] | None = None,
         activation: str | Callable[[Array], Array] | None = None,
+        residuals: Literal["input", "output", "recompute"] = "input",
         debias: bool = False,
         unbiased: bool = False,
         skip_nonfinite: bool = False,
         implementation: str | None = None,
     ):
         start = jaxbn.init_state(num_features)
-        shape = start.mean.shape
         self.mean, self.var = nnx.BatchStat(start.mean), nnx.BatchStat(start.var)
         if debias or momentum is None:
             self.count = nnx.BatchStat(start.count)
 
         def parameter(initializer, metadata):
-            values = initializer(rngs.params(), shape, param_dtype)
+            values = initializer(rngs.params(), start.mean.shape, param_dtype)
             return nnx.Param(values, **metadata)
 
         none = nnx.data(None)
@@ -126,8 +115,7 @@ class BatchNorm(nnx.Module):
         if axis_groups is not None and axis_index_groups is not None:
             raise ValueError(
                 "`axis_index_groups` must be None with `axis_groups`, got "
-                f"{axis_index_groups!r} and {axis_groups!r}. They mean the same: give "
-                "one."
+                f"{axis_index_groups!r} and {axis_groups!r}. Give one of them."
             )
         self.num_features = num_features
         self.use_running_average = use_running_average
@@ -144,6 +132,7 @@ class BatchNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.axis_groups = _hashable(axis_groups)
         self.activation = activation
+        self.residuals: Literal["input", "output", "recompute"] = residuals
         self.debias = debias
         self.unbiased = unbiased
         self.skip_nonfinite = skip_nonfinite
@@ -171,7 +160,7 @@ class BatchNorm(nnx.Module):
             An array of the shape of `x`.
         """
         inference = first_from(
-            use_running_average, self.use_running_average, error_msg=_NO_MODE
+            use_running_average, self.use_running_average, error_msg=NO_MODE
         )
         x = jnp.asarray(x)
         scale = None if self.scale is None else self.scale[...]
@@ -201,6 +190,7 @@ class BatchNorm(nnx.Module):
             debias=self.debias,
             unbiased=self.unbiased,
             skip_nonfinite=self.skip_nonfinite,
+            residuals=self.residuals,
         )
         for name in self._statistics():
             _store(getattr(self, name), getattr(new, name))

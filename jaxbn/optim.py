@@ -97,8 +97,8 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         ValueError: if no block has a scale.
 
     Reference:
-        Goyal et al., Accurate, large minibatch SGD: training ImageNet in 1 hour, 2017,
-        section 5.1. https://arxiv.org/abs/1706.02677
+        Goyal et al., Accurate, large minibatch SGD: training ImageNet in 1 hour, 2017.
+        https://arxiv.org/abs/1706.02677
 
     Example:
         >>> params = {"Block_0": {"BatchNorm_0": {"scale": jnp.ones(1)}}}

@@ -20,7 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 FUNCTIONS = {
     "batch_norm", "batch_norm_inference", "implementations", "init_state", "merge",
-    "moments", "normalize", "update",
+    "moments", "normalize", "recompute_policy", "update",
 }  # fmt: skip
 TYPES = {"BatchNormState", "Moments"}
 COLLECTIVES = {
@@ -134,7 +134,7 @@ def test_the_exception_for_psum_is_the_size_of_an_axis():
 
 @pytest.mark.parametrize("file", SOURCES, ids=path_of)
 def test_flax_is_imported_by_the_adapters_only(file):
-    if file.name in ("linen.py", "nnx.py"):
+    if file.name.removesuffix(".py").split("_")[0] in ("linen", "nnx"):
         return
     own_flax = [n for n in imports(file) if n.split(".")[0] == "flax"]
     assert own_flax == []
@@ -177,7 +177,7 @@ def test_every_public_function_shows_an_example(name):
 @pytest.mark.parametrize("file", SOURCES, ids=path_of)
 def test_a_file_is_one_idea_of_at_most_250_lines(file):
     # The layer alone is longer: a third of it is the documentation of its arguments.
-    limit = 290 if file.name == "batch_norm.py" else 250
+    limit = 300 if file.name == "batch_norm.py" else 250
     assert len(file.read_text(encoding="utf-8").splitlines()) <= limit
 
 
@@ -195,11 +195,27 @@ def modules():
     return names
 
 
+# What the examples of a module need beside the package.
+PEERS = {
+    "jaxbn.interop.equinox": "equinox",
+    "jaxbn.interop.haiku": "haiku",
+    "jaxbn.interop.keras": "keras",
+    "jaxbn.interop.torch": "torch",
+}
+
+
 @pytest.mark.parametrize("module", modules())
-def test_the_examples_in_the_documentation_run(module):
+def test_the_examples_in_the_documentation_run(module, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    if module in PEERS:
+        pytest.importorskip(PEERS[module])
     names = {"jaxbn": jaxbn, "jnp": jnp, "jax": jax}
-    result = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    loaded = importlib.import_module(module)
+    result = doctest.testmod(loaded, extraglobs=names)
     assert result.failed == 0
+    assert loaded.__file__
+    written = Path(loaded.__file__).read_text(encoding="utf-8").count(">>> ")
+    assert result.attempted == written
 
 
 def test_the_example_in_the_readme_runs():

@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus, checks, sync
-from jaxbn.core.kernel import share_types, varying_axes
+from jaxbn.core import residuals as keep
 from jaxbn.core.moments import (
     Centered,
     group_of,
@@ -38,6 +38,7 @@ class _Layer(NamedTuple):
     epsilon: float
     activation: Callable[[Array], Array] | None
     implementation: str
+    residuals: keep.Residuals
 
     @property
     def kernel(self):
@@ -69,6 +70,7 @@ def batch_norm(
     epsilon: float = 1e-5,
     activation: Activation = None,
     residual: Array | None = None,
+    residuals: keep.Residuals = "input",
     implementation: str | None = None,
     debias: bool = True,
     unbiased: bool = False,
@@ -104,6 +106,10 @@ def batch_norm(
         activation: "relu", "relu6", "silu", "gelu", "leaky_relu", an elementwise
             function or None.
         residual: the shape of `x`; added before the activation.
+        residuals: what is kept for the backward pass. "input": `x`. "output": y alone,
+            which the next layer keeps anyway; the activation must have an inverse, and
+            a |scale| below 2^-10 counts as 2^-10. "recompute": `x`, and y is computed
+            again, also for the next layer, under `jaxbn.recompute_policy`.
         implementation: "xla", or None for the fastest that is right.
         debias, unbiased, skip_nonfinite: how the running statistics are updated, see
             `jaxbn.update`.
@@ -117,6 +123,8 @@ def batch_norm(
             there is one value per channel.
         TypeError: if `x` is an integer array, `where` is not boolean, or `state` is no
             BatchNormState.
+        NotImplementedError: if `residuals` is "output" and `activation` neither None
+            nor "leaky_relu", also as functools.partial with `negative_slope`.
 
     Reference:
         Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1.
@@ -132,12 +140,14 @@ def batch_norm(
     x = checks.array(x)
     axes = checks.feature_axes(x, axis)
     momentum = checks.momentum(momentum, debias=debias)
+    function = checks.activation(activation)
     layer = _Layer(
         axes,
         group_of(axis_name, axis_groups),
         checks.epsilon(epsilon),
-        checks.activation(activation),
+        function,
         dispatch.choose(implementation, x),
+        keep.check(residuals, function, x),
     )
     where = checks.mask(where, x)
     checks.enough_values(known_count(x, where, layer.members, axes), unbiased=unbiased)
@@ -149,6 +159,8 @@ def batch_norm(
         where,
         lax.stop_gradient(checks.state(state, x, axes)),
     )
+    if residuals == "output":
+        inputs = inputs._replace(scale=keep.invertible(inputs.scale))
     normalized = _composed if jnp.iscomplexobj(x) else _normalized
     y, batch = normalized(layer, inputs)
     new_state = update(
@@ -216,6 +228,7 @@ def _apply(layer: _Layer, inputs: _Inputs, by: _Coefficients) -> Array:
         by.offset,
         inputs.residual,
         activation=layer.activation,
+        expand=keep.expand(layer.residuals),
         **layer.kernel,
     )
 
@@ -248,6 +261,10 @@ def _tangent(layer, primals, tangents):
     batch = _statistics(layer, inputs)
     by = _coefficients(layer, inputs, batch)
     y, moments = _apply(layer, inputs, by), public(batch)
+    constants = jax.tree.map(jnp.zeros_like, moments)
+    if layer.residuals == "output":
+        found = y, by.inverse, batch.count
+        return (y, moments), (keep.tangent(layer, inputs, change, *found), constants)
     x, dz = inputs.x, None
     # The gate of the activation rides on the two maps of the tangent, so that in the
     # backward pass it is a factor of the cotangent and never stored. With a residual
@@ -269,7 +286,7 @@ def _tangent(layer, primals, tangents):
         d_slope = d_slope + change.scale * by.inverse
     if change.bias is not None:
         d_offset = d_offset + change.bias
-    both = _cast_together((d_slope, d_offset - d_slope * by.delta), x)
+    both = keep.cast_together((d_slope, d_offset - d_slope * by.delta), x)
     (dz,) = calculus.expand(
         dz, None, *both, x, by.center, None, *line, gate=gate("affine"), **layer.kernel
     )
@@ -280,18 +297,11 @@ def _tangent(layer, primals, tangents):
         (dz,) = calculus.gate(
             dz, *inputs_of_gate, activation=layer.activation, **layer.kernel
         )
-    return (y, moments), (dz, jax.tree.map(jnp.zeros_like, moments))
+    return (y, moments), (dz, constants)
 
 
 def _no_gate(part: str) -> None:
     """In place of Gate where there is none."""
-
-
-def _cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
-    """Casts vectors to the type of `x` as one: one all-reduce sums their cotangents."""
-    if not varying_axes(x):
-        return vectors
-    return tuple(share_types([jnp.stack(vectors), x])[0])
 
 
 def _without_symbolic_zeros(change: _Inputs) -> _Inputs:

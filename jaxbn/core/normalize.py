@@ -126,7 +126,16 @@ def batch_norm_inference(
 
 
 def apply(
-    x, center, slope, offset, residual, *, axes, activation, implementation
+    x,
+    center,
+    slope,
+    offset,
+    residual,
+    *,
+    axes,
+    activation,
+    implementation,
+    expand=calculus.expand,
 ) -> Array:
     """activation(slope * (x - center) + offset + residual) on checked arguments."""
     if jnp.iscomplexobj(x):
@@ -134,7 +143,7 @@ def apply(
         y = distance * along(slope, x, axes) + along(offset, x, axes)
         y = y if residual is None else y + residual
         return (y if activation is None else activation(y)).astype(x.dtype)
-    (y,) = calculus.expand(
+    (y,) = expand(
         residual,
         None,
         slope,

@@ -1,43 +1,13 @@
 """Folds every batch normalization of a flax.linen model that can be folded."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxbn.core.types import BatchNormState
-from jaxbn.deploy.fold import fold
-from jaxbn.deploy.freeze import freeze
-from jaxbn.deploy.linen_calls import Call, calls_of
+from jaxbn.deploy.fold_calls import Call, FoldReport, Order, fold_all, fold_arrays
+from jaxbn.deploy.linen_calls import calls_of
 from jaxbn.deploy.model import run
-
-_compiled_fold = jax.jit(
-    fold, static_argnames=("order", "axis", "input_axis", "groups")
-)
-
-
-class Fold(NamedTuple):
-    """One layer that took over a batch normalization."""
-
-    layer: str
-    order: Literal["after", "before"]
-
-
-class FoldReport(NamedTuple):
-    """What `fold_linen` did.
-
-    Attributes:
-        folded: the layer each batch normalization went into, by path.
-        kept: the reason for each one that stays, by path.
-        error: largest absolute difference between the outputs of the two models on
-            the example, divided by the largest absolute output or one.
-    """
-
-    folded: dict[str, Fold]
-    kept: dict[str, str]
-    error: float
 
 
 def fold_linen(
@@ -57,6 +27,8 @@ def fold_linen(
 
     A folded layer becomes the identity, apart from a bias that the layer before it has
     no variable for, so the model runs as before. `strip_linen` removes it altogether.
+    A normalization before a layer without bias stays: the module would not read a new
+    variable. `fold_nnx` adds one.
 
     Args:
         module: a linen module with Dense, Conv or ConvTranspose layers.
@@ -84,27 +56,13 @@ def fold_linen(
     """
     calls = calls_of(module, variables, example, call)
     outputs = jax.jit(lambda values: module.apply(values, example, method=call))
-    want = _vector(outputs(dict(variables)))
-    size = max(1.0, float(np.abs(want).max(initial=0)))
-    folded, kept, error = {}, {}, 0.0
-    for norm in (c for c in calls if c.kind == "norm"):
-        found = _partner(norm, calls, taken={f.layer for f in folded.values()})
-        if isinstance(found, str):
-            kept[norm.path] = found
-            continue
-        layer, order = found
-        changed = _folded(variables, norm, layer, order)
-        got = _vector(outputs(changed))
-        difference = float(np.abs(got - want).max(initial=0)) / size
-        if not difference <= tolerance:
-            kept[norm.path] = (
-                f"folding into {layer.path} changes the output by {difference:.1e}: "
-                "a value between the two is used elsewhere"
-            )
-            continue
-        variables, error = changed, difference
-        folded[norm.path] = Fold(layer.path, order)
-    return dict(variables), FoldReport(folded, kept, error)
+    return fold_all(
+        calls,
+        dict(variables),
+        outputs=outputs,
+        fold_one=_folded,
+        tolerance=tolerance,
+    )
 
 
 def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, Any]:
@@ -118,6 +76,15 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
 
     Returns:
         Variables without the folded layers.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> norm = nn.BatchNorm(use_running_average=True)
+        >>> net, x = nn.Sequential([nn.Dense(3), norm]), jnp.ones((2, 4))
+        >>> variables = net.init(jax.random.key(0), x)
+        >>> variables, report = jaxbn.deploy.fold_linen(net, variables, x)
+        >>> sorted(jaxbn.deploy.strip_linen(variables, report)["params"])
+        ['layers_0']
     """
     flat = _flat(variables)
     for path, fold_ in report.folded.items():
@@ -131,78 +98,21 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
     return _nested(flat)
 
 
-def _partner(norm: Call, calls: list[Call], taken) -> tuple[Call, Any] | str:
-    """The layer to fold into and the order, or why there is none."""
-    if sum(c.path == norm.path for c in calls) > 1:
-        return "it is called more than once"
-    if norm.obstacle:
-        return norm.obstacle
-    layers = [c for c in calls if c.kind != "norm"]
-    before = [c for c in layers if c.output is norm.input]
-    after = [c for c in layers if c.input is norm.output and norm.linear]
-    reason = "its input is not the output of a dense or convolution layer"
-    for layer, order in [
-        *((c, "after") for c in before),
-        *((c, "before") for c in after),
-    ]:
-        if obstacle := _obstacle(layer, order, calls, taken):
-            reason = f"{layer.path} {obstacle}"
-        else:
-            return layer, order
-    return reason
-
-
-def _obstacle(layer: Call, order: str, calls: list[Call], taken) -> str | None:
-    if layer.obstacle:
-        return layer.obstacle
-    if sum(c.path == layer.path for c in calls) > 1:
-        return "is called more than once"
-    if order == "after":
-        return None
-    if layer.path in taken:
-        return "has taken another one"
-    if layer.kind == "transposed":
-        return "is transposed, so the bias would depend on the position"
-    if layer.pads:
-        return "pads with zeros, which the batch normalization before it would move"
-    return None if layer.has_bias else "has no bias to take the shift"
-
-
-def _folded(variables, norm: Call, layer: Call, order):
+def _folded(variables, norm: Call, layer: Call, order: Order) -> dict[str, Any]:
     flat = _flat(variables)
-    own, other = (tuple(filter(None, c.path.split("/"))) for c in (norm, layer))
-    mean = ("batch_stats", *own, "mean")
-    var = ("batch_stats", *own, "var")
-    scale, shift = ("params", *own, "scale"), ("params", *own, "bias")
-    kernel, bias = ("params", *other, "kernel"), ("params", *other, "bias")
-    state = BatchNormState(flat[mean], flat[var], jnp.zeros_like(flat[var]))
-    frozen = freeze(state, flat.get(scale), flat.get(shift), epsilon=norm.epsilon)
-    flat[kernel], new = _compiled_fold(
-        flat[kernel],
-        flat.get(bias),
-        frozen,
-        order=order,
-        axis=layer.axis,
-        input_axis=-3 - layer.axis,
-        groups=layer.groups,
-    )
-    kept = jnp.zeros_like(flat[mean])
-    if bias in flat:
-        flat[bias] = new
-    else:
-        kept = -new.astype(kept.dtype)
-    one = jnp.ones_like(flat[var])
-    flat[mean], flat[var] = kept, one - norm.epsilon
-    if scale in flat:
-        flat[scale] = jnp.ones_like(flat[scale])
-    if shift in flat:
-        flat[shift] = jnp.zeros_like(flat[shift])
+    keys = [
+        {key[-1]: key for key in flat if _is_of(call, key)} for call in (norm, layer)
+    ]
+    own, other = ({name: flat[key] for name, key in names.items()} for names in keys)
+    both = fold_arrays(own, other, norm, layer, order)
+    for names, new in zip(keys, both, strict=True):
+        flat.update({key: new[name] for name, key in names.items()})
     return _nested(flat)
 
 
-def _vector(outputs) -> np.ndarray:
-    leaves = [np.ravel(np.asarray(v, np.float64)) for v in jax.tree.leaves(outputs)]
-    return np.concatenate(leaves)
+def _is_of(call: Call, key: tuple[str, ...]) -> bool:
+    path = tuple(filter(None, call.path.split("/")))
+    return key[0] in ("params", "batch_stats") and key[1:-1] == path
 
 
 def _flat(tree, path=()) -> dict[tuple[str, ...], Any]:

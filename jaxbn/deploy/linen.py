@@ -1,7 +1,7 @@
 """The running statistics of a whole flax.linen model.
 
 Works on every model, because it listens to the calls of the batch-normalization layers,
-whether they come from `jaxbn.linen` or from Flax.
+whether they come from `jaxbn.linen` or from Flax, and also in lifted transformations.
 """
 
 import functools
@@ -22,7 +22,8 @@ from jaxbn.deploy.model import (
     written,
 )
 
-_COLLECTION = "moments"
+# Beside the statistics: lifted transformations treat both alike.
+_COLLECTION, _NAME = "batch_stats", "moments_of_call"
 
 
 def linen_model(
@@ -33,6 +34,9 @@ def linen_model(
     rngs: Any = None,
 ) -> Model:
     """The statistics of a `flax.linen` model.
+
+    Layers of `jaxbn.linen` with statistics per domain or time step, and batch
+    renormalization, stay as they are.
 
     Args:
         module: any linen module.
@@ -61,15 +65,14 @@ def linen_model(
 
     def collect(states, batch):
         with intercept(_record):
-            used = {k: v for k, v in variables.items() if k != _COLLECTION}
             _, found = module.apply(
-                _replace(used, states),
+                _replace(variables, states),
                 batch,
                 method=call,
                 rngs=rngs,
-                mutable=["batch_stats", _COLLECTION],
+                mutable=[_COLLECTION],
             )
-        seen = dict(_recorded(found.get(_COLLECTION, {}), ()))
+        seen = dict(_recorded(found[_COLLECTION], ()))
         _require_all(states, seen)
         return {path: seen[path] for path in states}
 
@@ -101,7 +104,7 @@ def _record(next_call, args, kwargs, context):
     if context.method_name == "__call__" and is_norm(context.module):
         context.module.sow(
             _COLLECTION,
-            _COLLECTION,
+            _NAME,
             moments_of_call(context.module, *args, **kwargs),
             init_fn=lambda: None,
             reduce_fn=lambda old, new: new if old is None else merge(old, new),
@@ -121,19 +124,19 @@ def _read(tree: Any, path: tuple[str, ...]):
 
 def _recorded(tree: Any, path: tuple[str, ...]):
     """The pairs of path and moments that the calls left behind."""
-    if isinstance(tree.get(_COLLECTION), Moments):
-        yield "/".join(path), tree[_COLLECTION]
-    else:
-        for key, value in tree.items():
-            yield from _recorded(value, (*path, key))
+    if not isinstance(tree, Mapping):
+        return
+    if isinstance(tree.get(_NAME), Moments):
+        yield "/".join(path), tree[_NAME]
+    for key, value in tree.items():
+        yield from _recorded(value, (*path, key))
 
 
 def _require_all(states, seen) -> None:
     if missing := sorted(states.keys() - seen.keys()):
         raise ValueError(
             f"`call` must call every batch normalization, got no call of {missing}. "
-            "Inside a lifted `nn.scan` or `nn.vmap`, add 'moments' to `variable_axes`, "
-            "with the axis of 'batch_stats'."
+            "Run the whole model, or hand over the variables of the part."
         )
 
 

@@ -1,43 +1,13 @@
 """Which layers a flax.linen model calls, and on what."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxbn.deploy.fold_calls import STACKED, Call, pads
 from jaxbn.deploy.linen import intercept, kind_of
-
-_STACKED = "has stacked variables, from a lifted transformation"
-
-
-class Call(NamedTuple):
-    """One call of a layer.
-
-    Attributes:
-        path: the path of its variables, "block/conv".
-        kind: "norm", "dense", "conv" or "transposed".
-        input, output: the very arrays, for comparison by identity.
-        epsilon: of a batch normalization.
-        axis: the axis of the kernel that lists the output channels.
-        groups: the feature group count.
-        pads: whether zeros are added around the input.
-        has_bias: whether there is a bias variable.
-        linear: False if an activation or a residual is part of the layer.
-        obstacle: why nothing can be folded here, or None.
-    """
-
-    path: str
-    kind: str
-    input: Any
-    output: Any
-    epsilon: float
-    axis: int
-    groups: int
-    pads: bool
-    has_bias: bool
-    linear: bool
-    obstacle: str | None
 
 
 def calls_of(module, variables, example, call) -> list[Call]:
@@ -76,7 +46,7 @@ def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:
         epsilon=getattr(module, "epsilon", 0.0),
         axis=-2 if getattr(module, "transpose_kernel", False) else -1,
         groups=getattr(module, "feature_group_count", 1),
-        pads=kind == "conv" and _pads(module.padding),
+        pads=kind == "conv" and pads(module.padding),
         has_bias="bias" in own,
         linear=getattr(module, "activation", None) is None and not extra,
         obstacle=_obstacle(module, kind, x, own, _at(variables["batch_stats"], path)),
@@ -86,17 +56,11 @@ def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:
 def _obstacle(module, kind, x, own, statistics) -> str | None:
     if kind == "norm":
         if statistics["mean"].ndim != 1:
-            return _STACKED
+            return STACKED
         last = module.axis in (-1, x.ndim - 1)
         return None if last else "normalizes another axis than the last"
     rank = 0 if kind == "dense" else np.size(module.kernel_size)
-    return None if own["kernel"].ndim == rank + 2 else _STACKED
-
-
-def _pads(padding) -> bool:
-    if isinstance(padding, str):
-        return padding.upper() not in ("VALID", "CIRCULAR")
-    return bool(np.any(np.asarray(padding) != 0))
+    return None if own["kernel"].ndim == rank + 2 else STACKED
 
 
 def _at(tree: Mapping[str, Any], path) -> Mapping[str, Any]:

@@ -31,18 +31,21 @@ def run(module: Any, batch: Any) -> Any:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether a module is a batch-normalization layer of Flax or jaxbn."""
-    return hasattr(module, "use_running_average") and hasattr(module, "axis")
+    """Whether a module is a batch-normalization layer of Flax or jaxbn.
+
+    Not one of `jaxbn.variants` that keeps several statistics or sigma: it stays alone.
+    """
+    named = hasattr(module, "use_running_average") and hasattr(module, "axis")
+    return named and getattr(module, "has_moments", True)
 
 
 def moments_of_call(module: Any, x: Array, *_, mask=None, where=None, **__) -> Moments:
     """The moments of `x`, given the arguments of a call of such a layer."""
     where = mask if where is None else where
-    return moments(
-        x,
-        axis=module.axis,
-        where=None if where is None else jnp.asarray(where).astype(bool),
-    )
+    where = None if where is None else jnp.asarray(where).astype(bool)
+    first = moments(x, axis=module.axis, where=where)
+    # About their own mean: a pass more, for a variance that is exact to rounding.
+    return moments(x, axis=module.axis, where=where, shift=first.mean)
 
 
 def count_of(tree: Mapping[str, Any], like: Array) -> Array:

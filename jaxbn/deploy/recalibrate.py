@@ -40,8 +40,9 @@ def recalibrate(
 
     Args:
         collect: `collect(states, batch)` returns the local moments of each layer's
-            input: Moments wherever `states` has a BatchNormState. See
-            `jaxbn.deploy.linen_model` and `nnx_model` for whole models.
+            input: Moments wherever `states` has a BatchNormState. A `shift` near the
+            mean makes them exact to rounding. See `jaxbn.deploy.linen_model` and
+            `nnx_model` for whole models.
         states: a BatchNormState, or any tree of them.
         batches: an iterable, which is read `passes` times; with `scan` a tree of
             arrays, whose leading axis lists the batches.

@@ -35,6 +35,13 @@ def from_equinox(source: Any, state: Any, *, corrected: bool = False) -> Layer:
 
     Returns:
         A Layer for whole batches with features on axis 1, as under Equinox's `vmap`.
+
+    Example:
+        >>> import equinox as eqx
+        >>> norm = eqx.nn.BatchNorm
+        >>> module, state = eqx.nn.make_with_state(norm)(2, "batch", mode="batch")
+        >>> jaxbn.interop.from_equinox(module, state).momentum
+        0.99
     """
     momentum = source.momentum
     if source.mode == "ema":
@@ -78,6 +85,15 @@ def to_equinox(layer: Layer, target: Any, state: Any) -> tuple[Any, Any]:
 
     Raises:
         ValueError: if `target` has no place for scale and bias.
+
+    Example:
+        >>> import equinox as eqx
+        >>> norm = eqx.nn.BatchNorm
+        >>> module, state = eqx.nn.make_with_state(norm)(2, "batch", mode="batch")
+        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2), jnp.array([3.0, 3.0]))
+        >>> module, state = jaxbn.interop.to_equinox(layer, module, state)
+        >>> module.weight
+        Array([3., 3.], dtype=float32)
     """
     import equinox as eqx
 
@@ -113,6 +129,14 @@ def check_equinox(source: Any, state: Any, batches: Iterable[Any]) -> Difference
 
     Returns:
         The largest differences.
+
+    Example:
+        >>> import equinox as eqx
+        >>> norm = eqx.nn.BatchNorm
+        >>> module, state = eqx.nn.make_with_state(norm)(2, "batch", mode="batch")
+        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
+        >>> jaxbn.interop.check_equinox(module, state, [x]).train < 1e-5
+        True
     """
     held, axis_name = state, source.axis_name
 

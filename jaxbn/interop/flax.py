@@ -106,6 +106,14 @@ def to_nnx(layer: Layer, target: Any) -> None:
 
     Raises:
         ValueError: if `target` has no place for the scale or the bias.
+
+    Example:
+        >>> from flax import nnx
+        >>> target = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2), jnp.array([3.0, 3.0]))
+        >>> jaxbn.interop.to_nnx(layer, target)
+        >>> target.scale[...]
+        Array([3., 3.], dtype=float32)
     """
     values = {**layer.state._asdict(), "scale": layer.scale, "bias": layer.bias}
     for name, value in values.items():
@@ -132,6 +140,13 @@ def check_linen(
 
     Returns:
         The largest differences.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> module, x = nn.BatchNorm(), jax.random.normal(jax.random.key(0), (8, 2))
+        >>> variables = module.init(jax.random.key(0), x, use_running_average=True)
+        >>> jaxbn.interop.check_linen(module, variables, [x]).train < 1e-5
+        True
     """
     held = dict(variables)
 
@@ -159,6 +174,13 @@ def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:
 
     Returns:
         The largest differences.
+
+    Example:
+        >>> from flax import nnx
+        >>> source = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
+        >>> jaxbn.interop.check_nnx(source, [x]).train < 1e-5
+        True
     """
     twin = copy.deepcopy(source)
     peer = Peer(

@@ -47,6 +47,15 @@ def from_haiku(
 
     Raises:
         ValueError: if there is no such module.
+
+    Example:
+        >>> import haiku as hk
+        >>> def norm(x):
+        ...     return hk.BatchNorm(True, True, 0.9)(x, is_training=True)
+        >>> module = hk.transform_with_state(norm)
+        >>> params, state = module.init(jax.random.key(0), jnp.ones((8, 2)))
+        >>> jaxbn.interop.from_haiku(params, state, decay_rate=0.9).scale
+        Array([1., 1.], dtype=float32)
     """
     key = f"{name}/~/mean_ema"
     if key not in state:
@@ -132,6 +141,17 @@ def check_haiku(
 
     Returns:
         The largest differences.
+
+    Example:
+        >>> import haiku as hk
+        >>> def norm(x):
+        ...     return hk.BatchNorm(True, True, 0.9)(x, is_training=True)
+        >>> module = hk.transform_with_state(norm)
+        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
+        >>> params, state = module.init(jax.random.key(0), x)
+        >>> got = jaxbn.interop.check_haiku(params, state, [x], decay_rate=0.9)
+        >>> got.train < 1e-5
+        True
     """
     import haiku as hk
 

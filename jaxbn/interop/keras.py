@@ -22,6 +22,13 @@ def from_keras(source: Any) -> Layer:
 
     Raises:
         ValueError: if the layer is not built, or renormalizes.
+
+    Example:
+        >>> import keras
+        >>> source = keras.layers.BatchNormalization()
+        >>> source.build((None, 2))
+        >>> jaxbn.interop.from_keras(source).epsilon
+        0.001
     """
     if getattr(source, "moving_mean", None) is None:
         raise ValueError(
@@ -71,6 +78,14 @@ def check_keras(source: Any, batches: Iterable[Any]) -> Difference:
 
     Returns:
         The largest differences.
+
+    Example:
+        >>> import keras
+        >>> source = keras.layers.BatchNormalization()
+        >>> source.build((None, 2))
+        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
+        >>> jaxbn.interop.check_keras(source, [x]).train < 1e-5
+        True
     """
     batches = [np.asarray(batch) for batch in batches]
     twin = type(source).from_config(source.get_config())

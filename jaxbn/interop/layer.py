@@ -100,6 +100,17 @@ def compare(layer: Layer, peer: Peer, batches: Iterable[Any]) -> Difference:
 
     Raises:
         ValueError: if `batches` is empty.
+
+    Example:
+        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2))
+        >>> peer = jaxbn.interop.Peer(
+        ...     lambda x: (x - x.mean(0)) / (x.var(0) + 1e-5) ** 0.5,
+        ...     lambda x: x / (1 + 1e-5) ** 0.5,
+        ...     lambda: layer.train(x)[1].state[:2],
+        ... )
+        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
+        >>> jaxbn.interop.compare(layer, peer, [x]).train < 1e-5
+        True
     """
     arrays = [np.asarray(batch) for batch in batches]
     if not arrays:

@@ -39,6 +39,13 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         ValueError: if an array has a type that NumPy and JAX lack.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jaxbn.interop.write_safetensors(f"{folder}/w", {"weight": jnp.ones(2)})
+        ...     jaxbn.interop.read_safetensors(f"{folder}/w")
+        {'weight': array([1., 1.], dtype=float32)}
     """
     content = Path(path).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -66,11 +73,23 @@ def write_safetensors(
     Args:
         path: the file; replaced if it exists.
         arrays: NumPy or JAX arrays by name, for example from `to_torch`.
+
+    Raises:
+        ValueError: if an array has a type that the format lacks.
+
+    Example:
+        >>> import tempfile
+        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/w"
+        ...     jaxbn.interop.write_safetensors(path, jaxbn.interop.to_torch(layer))
+        ...     sorted(jaxbn.interop.read_safetensors(path))
+        ['num_batches_tracked', 'running_mean', 'running_var']
     """
     header, parts, place = {}, [], 0
     for name, value in arrays.items():
         values = np.ascontiguousarray(value).reshape(np.shape(value))
-        kind = _NAMES[values.dtype]
+        kind = _name(values.dtype, name)
         span = [place, place := place + values.nbytes]
         header[name] = {"dtype": kind, "shape": values.shape, "data_offsets": span}
         parts.append(values.tobytes())
@@ -78,3 +97,12 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     size = len(text).to_bytes(8, "little")
     Path(path).write_bytes(b"".join([size, text, *parts]))
+
+
+def _name(kind: np.dtype, name: str) -> str:
+    if kind not in _NAMES:
+        raise ValueError(
+            f"`arrays` must be of types {', '.join(_TYPES)}, got {kind} for {name!r}. "
+            "Convert it first."
+        )
+    return _NAMES[kind]

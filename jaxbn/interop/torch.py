@@ -110,7 +110,12 @@ def to_torch(layer: Layer, *, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def torch_layers(values: Mapping[str, Any]) -> list[str]:
-    """The prefixes of all layers with running statistics in a state dictionary."""
+    """The prefixes of all layers with running statistics in a state dictionary.
+
+    Example:
+        >>> jaxbn.interop.torch_layers({"bn.running_mean": 0, "bn.running_var": 1})
+        ['bn.']
+    """
     return [key.removesuffix(_MEAN) for key in values if key.endswith(_MEAN)]
 
 
@@ -123,6 +128,12 @@ def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
 
     Returns:
         The largest differences.
+
+    Example:
+        >>> import torch
+        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
+        >>> jaxbn.interop.check_torch(torch.nn.BatchNorm1d(2), [x]).train < 1e-5
+        True
     """
     import copy
 

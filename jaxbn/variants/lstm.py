@@ -52,6 +52,12 @@ def init_lstm(
         key: a random key.
         inputs, hidden: sizes I and H.
         max_steps: how many steps have statistics of their own.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> params, states = init_lstm(key, inputs=3, hidden=4, max_steps=5)
+        >>> params.inputs.shape, states.cell.mean.shape
+        ((3, 16), (5, 4))
     """
     orthogonal = jax.nn.initializers.orthogonal()
     first, second = jax.random.split(key)
@@ -96,7 +102,7 @@ def lstm(
         The outputs h, shape (batch, steps, H), and the states.
 
     Reference:
-        Cooijmans et al., Recurrent batch normalization, 2016, section 3.
+        Cooijmans et al., Recurrent batch normalization, 2016.
         https://arxiv.org/abs/1603.09025
 
     Example:

@@ -66,7 +66,7 @@ def timestep_batch_norm(
         ValueError: if `states` have no leading axis, or as in `jaxbn.batch_norm`.
 
     Reference:
-        Cooijmans et al., Recurrent batch normalization, 2016, section 3.
+        Cooijmans et al., Recurrent batch normalization, 2016.
         https://arxiv.org/abs/1603.09025
 
     Example:
@@ -101,6 +101,11 @@ def timestep_batch_norm_inference(
 
     Returns:
         y, with the shape and type of `x`.
+
+    Example:
+        >>> states = init_timestep_state(2, 1)._replace(mean=jnp.array([[0.0], [3.0]]))
+        >>> timestep_batch_norm_inference(jnp.array([[5.0]]), states, t=1).round(3)
+        Array([[2.]], dtype=float32)
     """
     return batch_norm_inference(x, _at(states, _row(states, t)), scale, bias, **options)
 

@@ -1,0 +1,189 @@
+"""Which batch normalization of a model goes into which layer, by the calls it makes."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbn.core.types import BatchNormState
+from jaxbn.deploy.fold import fold
+from jaxbn.deploy.freeze import freeze
+
+Order = Literal["after", "before"]
+Arrays = dict[str, Any]
+STACKED = "has stacked variables, from a lifted transformation"
+
+_compiled_fold = jax.jit(
+    fold, static_argnames=("order", "axis", "input_axis", "groups")
+)
+
+
+class Call(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        path: the path of its variables, "block/conv".
+        kind: "norm", "dense", "conv" or "transposed".
+        input, output: the very arrays, for comparison by identity.
+        epsilon: of a batch normalization.
+        axis: the axis of the kernel that lists the output channels.
+        groups: the feature group count.
+        pads: whether zeros are added around the input.
+        has_bias: whether there is a bias variable, or could be.
+        linear: False if an activation or a residual is part of the layer.
+        obstacle: why nothing can be folded here, or None.
+    """
+
+    path: str
+    kind: str
+    input: Any
+    output: Any
+    epsilon: float
+    axis: int
+    groups: int
+    pads: bool
+    has_bias: bool
+    linear: bool
+    obstacle: str | None
+
+
+class Fold(NamedTuple):
+    """One layer that took over a batch normalization."""
+
+    layer: str
+    order: Order
+
+
+class FoldReport(NamedTuple):
+    """What was folded.
+
+    Attributes:
+        folded: the layer each batch normalization went into, by path.
+        kept: the reason for each one that stays, by path.
+        error: largest absolute difference between the outputs of the two models on
+            the example, divided by the largest absolute output or one.
+    """
+
+    folded: dict[str, Fold]
+    kept: dict[str, str]
+    error: float
+
+
+def fold_all(
+    calls: list[Call],
+    values: Any,
+    *,
+    outputs: Callable[[Any], Any],
+    fold_one: Callable[[Any, Call, Call, Order], Any],
+    tolerance: float,
+) -> tuple[Any, FoldReport]:
+    """Folds one after the other and undoes what changes the outputs.
+
+    Args:
+        calls: in order.
+        values: the variables of the model.
+        outputs: those of the model, for variables.
+        fold_one: (variables, norm, layer, order) -> variables.
+        tolerance: largest accepted `FoldReport.error`.
+    """
+    want = _vector(outputs(values))
+    size = max(1.0, float(np.abs(want).max(initial=0)))
+    folded, kept, error = {}, {}, 0.0
+    for norm in (c for c in calls if c.kind == "norm"):
+        found = _partner(norm, calls, taken={f.layer for f in folded.values()})
+        if isinstance(found, str):
+            kept[norm.path] = found
+            continue
+        layer, order = found
+        changed = fold_one(values, norm, layer, order)
+        got = _vector(outputs(changed))
+        difference = float(np.abs(got - want).max(initial=0)) / size
+        if not difference <= tolerance:
+            kept[norm.path] = (
+                f"folding into {layer.path} changes the output by {difference:.1e}: "
+                "a value between the two is used elsewhere"
+            )
+            continue
+        values, error = changed, difference
+        folded[norm.path] = Fold(layer.path, order)
+    return values, FoldReport(folded, kept, error)
+
+
+def fold_arrays(
+    own: Arrays, other: Arrays, norm: Call, layer: Call, order: Order
+) -> tuple[Arrays, Arrays]:
+    """The arrays of the two layers after folding, by name.
+
+    The normalization becomes the identity, apart from a bias that `other` has no
+    variable for.
+    """
+    mean, var = own["mean"], own["var"]
+    state = BatchNormState(mean, var, jnp.zeros_like(var))
+    frozen = freeze(state, own.get("scale"), own.get("bias"), epsilon=norm.epsilon)
+    kernel, new = _compiled_fold(
+        other["kernel"],
+        other.get("bias"),
+        frozen,
+        order=order,
+        axis=layer.axis,
+        input_axis=-3 - layer.axis,
+        groups=layer.groups,
+    )
+    left = jnp.zeros_like(mean) if "bias" in other else -new.astype(mean.dtype)
+    neutral = {"mean": left, "var": jnp.ones_like(var) - norm.epsilon}
+    neutral["scale"] = jnp.ones_like(own.get("scale", var))
+    neutral["bias"] = jnp.zeros_like(own.get("bias", var))
+    kept = {"kernel": kernel, "bias": new}
+    return {k: neutral.get(k, v) for k, v in own.items()}, {
+        k: kept.get(k, v) for k, v in other.items()
+    }
+
+
+def _partner(norm: Call, calls: list[Call], taken) -> tuple[Call, Order] | str:
+    """The layer to fold into and the order, or why there is none."""
+    if sum(c.path == norm.path for c in calls) > 1:
+        return "it is called more than once"
+    if norm.obstacle:
+        return norm.obstacle
+    layers = [c for c in calls if c.kind != "norm"]
+    pairs: list[tuple[Call, Order]] = []
+    pairs.extend((c, "after") for c in layers if c.output is norm.input)
+    if norm.linear:
+        pairs.extend((c, "before") for c in layers if c.input is norm.output)
+    reason = "its input is not the output of a dense or convolution layer"
+    for layer, order in pairs:
+        if obstacle := _obstacle(layer, order, calls, taken):
+            reason = f"{layer.path} {obstacle}"
+        else:
+            return layer, order
+    return reason
+
+
+def _obstacle(layer: Call, order: Order, calls: list[Call], taken) -> str | None:
+    if layer.obstacle:
+        return layer.obstacle
+    if sum(c.path == layer.path for c in calls) > 1:
+        return "is called more than once"
+    if order == "after":
+        return None
+    if layer.path in taken:
+        return "has taken another one"
+    if layer.kind == "transposed":
+        return "is transposed, so the bias would depend on the position"
+    if layer.pads:
+        return "pads with zeros, which the batch normalization before it would move"
+    return None if layer.has_bias else "has no bias to take the shift"
+
+
+def pads(padding: Any) -> bool:
+    """Whether a Flax `padding` adds zeros."""
+    if isinstance(padding, str):
+        return padding.upper() not in ("VALID", "CIRCULAR")
+    return bool(np.any(np.asarray(padding) != 0))
+
+
+def _vector(outputs: Any) -> np.ndarray:
+    leaves = [np.ravel(np.asarray(v, np.float64)) for v in jax.tree.leaves(outputs)]
+    return np.concatenate(leaves)

@@ -1,0 +1,72 @@
+"""Every tool around the layer has an example and a place in the README."""
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import jaxbn
+import jaxbn.deploy
+import jaxbn.interop
+import jaxbn.linen
+import jaxbn.nnx
+import jaxbn.optim
+import jaxbn.variants
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+LINES = 20
+
+
+def own_functions(module):
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and not name.startswith("_")
+        and value.__module__.startswith(module.__name__)
+    }
+
+
+def tools():
+    """Public functions by name, and the modules for the variants."""
+    found = {}
+    for package in (jaxbn.deploy, jaxbn.interop, jaxbn.optim):
+        found |= own_functions(package)
+    for info in pkgutil.iter_modules(jaxbn.variants.__path__, "jaxbn.variants."):
+        found |= own_functions(importlib.import_module(info.name))
+    for package in (jaxbn.linen, jaxbn.nnx):
+        for name, value in vars(package).items():
+            if inspect.isclass(value) and name.endswith(("BatchNorm", "Renorm")):
+                found[f"{package.__name__}.{name}"] = value
+    return found
+
+
+TOOLS = tools()
+
+
+def example(tool):
+    """The lines of code in the docstring, or for BatchNorm in that of the file."""
+    text = tool.__doc__
+    if tool.__name__ == "BatchNorm":
+        text = inspect.getmodule(tool).__doc__
+    starts = (">>> ", "... ")
+    return [line for line in text.splitlines() if line.strip().startswith(starts)]
+
+
+def test_there_are_all():
+    assert len(TOOLS) > 50
+    assert {"fold_nnx", "recalibrate", "accumulate", "eval_blend"} <= TOOLS.keys()
+    assert {"jaxbn.linen.BatchRenorm", "jaxbn.nnx.GhostBatchNorm"} <= TOOLS.keys()
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_it_shows_an_example_of_few_lines(name):
+    assert 0 < len(example(TOOLS[name])) <= LINES
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_newcomer_finds_it_by_name(name):
+    short = name.split(".")[-1]
+    assert f"{short}`" in README or f"{short}(" in README

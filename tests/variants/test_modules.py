@@ -1,0 +1,226 @@
+"""The modules hold the variables of the functions, and nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+from jaxbn.deploy import linen_model, nnx_model, recalibrate
+from jaxbn.variants.domains import domain_batch_norm, domain_batch_norm_inference
+from jaxbn.variants.eval_blend import eval_blend
+from jaxbn.variants.ghost import ghost_batch_norm
+from jaxbn.variants.renorm import (
+    batch_renorm,
+    batch_renorm_inference,
+    init_renorm_state,
+)
+from jaxbn.variants.renorm_schedule import renorm_schedule
+from jaxbn.variants.timestep import (
+    timestep_batch_norm,
+    timestep_batch_norm_inference,
+)
+
+C, D, T = 3, 2, 4
+DOMAIN = jnp.array([0, 1, 0, 1, 1, 0])
+X = jnp.asarray(np.random.default_rng(0).normal(1, 2, (6, 5, C)), jnp.float32)
+MASK = jnp.asarray(np.random.default_rng(1).random((6, 5, 1)) < 0.8)
+KIND = {"momentum": 0.9, "epsilon": 1e-3, "activation": "relu"}
+
+
+def renorm_evaluation(*arrays, epsilon, **options):
+    return batch_renorm_inference(*arrays, **options)
+
+
+def blended(*arrays, **options):
+    return eval_blend(*arrays, alpha=0.3, where=MASK, **options)
+
+
+# name: (arguments of the module, of the call, state, training, evaluation, scale)
+CASES = {
+    "GhostBatchNorm": (
+        {"ghost_batch_size": 2, "update": "sequential"}, {}, jaxbn.init_state(C),
+        functools.partial(ghost_batch_norm, ghost_batch_size=2, update="sequential"),
+        jaxbn.batch_norm_inference, jnp.ones(C),
+    ),
+    "BatchRenorm": (
+        {"r_max": 1.5, "d_max": 0.5}, {}, init_renorm_state(C),
+        functools.partial(batch_renorm, r_max=1.5, d_max=0.5),
+        renorm_evaluation, jnp.ones(C),
+    ),
+    "TimestepBatchNorm": (
+        {"max_steps": T}, {"t": 2}, jaxbn.init_state((T, C)),
+        timestep_batch_norm, timestep_batch_norm_inference, jnp.full(C, 0.1),
+    ),
+    "DomainBatchNorm": (
+        {"num_domains": D, "shared_affine": False}, {"domain": DOMAIN},
+        jaxbn.init_state((D, C)), domain_batch_norm, domain_batch_norm_inference,
+        jnp.ones((D, C)),
+    ),
+    "EvalBlendBatchNorm": (
+        {"alpha": 0.3}, {}, jaxbn.init_state(C), jaxbn.batch_norm, blended,
+        jnp.ones(C),
+    ),
+}  # fmt: skip
+
+
+def expected(name):
+    """Two steps of training, and evaluation."""
+    _, which, state, train, evaluate, scale = CASES[name]
+    affine, kind = (scale, jnp.zeros_like(scale)), {**KIND, **which}
+    _, state = train(X, state, *affine, where=MASK, **kind)
+    y, state = train(2 * X, state, *affine, where=MASK, **kind)
+    kind.pop("momentum")
+    return y, state, evaluate(X, state, *affine, **kind)
+
+
+def by_linen(name):
+    arguments, which, state, *_ = CASES[name]
+    layer = getattr(jaxbn.linen, name)(**arguments, **KIND)
+    variables = layer.init(jax.random.key(0), X, True, **which)
+    step = functools.partial(layer.apply, mutable="batch_stats", mask=MASK, **which)
+    _, new = step(variables, X, False)
+    variables = {**variables, **new}
+    y, new = step(variables, 2 * X, False)
+    variables = {**variables, **new}
+    stats = dict(variables["batch_stats"])
+    stats.pop("alpha", None)
+    got = [stats[next(k for k in stats if k.startswith(f))] for f in state._fields]
+    return y, type(state)(*got), layer.apply(variables, X, True, mask=MASK, **which)
+
+
+def by_nnx(name):
+    arguments, which, state, *_ = CASES[name]
+    layer = getattr(jaxbn.nnx, name)(C, **arguments, **KIND, rngs=nnx.Rngs(0))
+    step = nnx.jit(lambda layer, x: layer(x, mask=MASK, **which))
+    step(layer, X)
+    y = step(layer, 2 * X)
+    layer.eval()
+    suffix = "_of_each" if hasattr(layer, "mean_of_each") else ""
+    got = [getattr(layer, field + suffix)[...] for field in state._fields]
+    return y, type(state)(*got), layer(X, mask=MASK, **which)
+
+
+@pytest.mark.parametrize("run", [by_linen, by_nnx])
+@pytest.mark.parametrize("name", CASES)
+def test_the_module_is_the_function(name, run):
+    want, got = expected(name), run(name)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scale_and_bias_may_be_left_out(name):
+    arguments, which, *_ = CASES[name]
+    bare = {**arguments, "use_scale": False, "use_bias": False}
+    layer = getattr(jaxbn.linen, name)(**bare)
+    y, variables = layer.init_with_output(jax.random.key(0), X, True, **which)
+    assert "params" not in variables
+    other = getattr(jaxbn.nnx, name)(C, **bare, rngs=nnx.Rngs(0))
+    assert not nnx.state(other, nnx.Param)
+    other.eval()
+    np.testing.assert_allclose(other(X, **which), y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nnx_modes_and_their_message(name):
+    arguments, which, *_ = CASES[name]
+    layer = getattr(jaxbn.nnx, name)(
+        C, **arguments, use_running_average=None, rngs=nnx.Rngs(0)
+    )
+    with pytest.raises(ValueError, match="No `use_running_average` argument"):
+        layer(X, **which)
+    view = nnx.view(layer, use_running_average=True)
+    np.testing.assert_array_equal(view(X, **which), layer(X, True, **which))
+
+
+def test_renorm_follows_the_schedule_of_the_paper():
+    schedule = renorm_schedule(start=1, r_end=3, d_end=2)
+    layer = jaxbn.linen.BatchRenorm(**schedule._asdict())
+    variables, state = layer.init(jax.random.key(0), X, False), init_renorm_state(C)
+    ones, zeros = jnp.ones(C), jnp.zeros(C)
+    for step in range(4):
+        y, new = layer.apply(variables, X + step, False, mutable="batch_stats")
+        variables = {**variables, **new}
+        bounds = {k: v(step) for k, v in schedule._asdict().items()}
+        want, state = batch_renorm(X + step, state, ones, zeros, **bounds)
+        np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_timesteps_in_a_lifted_scan_are_those_of_a_loop():
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, carry, inputs):
+            t, x = inputs
+            norm = jaxbn.linen.TimestepBatchNorm(max_steps=5)
+            return carry, norm(x, False, t=t)
+
+    scan = nn.scan(
+        Cell,
+        variable_broadcast="params",
+        variable_carry="batch_stats",
+        split_rngs={"params": False},
+    )
+    steps = jnp.arange(5), X.swapaxes(0, 1)
+    variables = Cell().init(jax.random.key(0), None, (0, X[:, 0]))
+    (_, y), new = scan().apply(variables, None, steps, mutable="batch_stats")
+    states, scale, bias = jaxbn.init_state((5, C)), jnp.full(C, 0.1), jnp.zeros(C)
+    for t in range(5):
+        want, states = timestep_batch_norm(X[:, t], states, scale, bias, t=t)
+        np.testing.assert_allclose(y[t], want, rtol=1e-5, atol=1e-6)
+    (got,) = new["batch_stats"].values()
+    np.testing.assert_allclose(got["mean_of_each"], states.mean, rtol=1e-6)
+
+
+def test_groups_on_eight_devices_are_those_of_one():
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(16, C)), jnp.float32)
+    layer = jaxbn.linen.GhostBatchNorm(ghost_batch_size=4)
+    variables = layer.init(jax.random.key(0), x, False)
+    want, state = layer.apply(variables, x, False, mutable="batch_stats")
+    spread = jaxbn.linen.GhostBatchNorm(ghost_batch_size=4, axis_name="d")
+    # `init` needs neither the axis nor the whole batch.
+    again = spread.init(jax.random.key(0), x[:2], False)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+    def step(x):
+        return spread.apply(variables, x, False, mutable="batch_stats")
+
+    got, states = jax.pmap(step, axis_name="d")(x.reshape(8, 2, C))
+    np.testing.assert_allclose(got.reshape(16, C), want, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6),
+        states,
+        state,
+    )
+
+
+def test_recalibration_finds_those_with_one_mean_and_leaves_the_others():
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jaxbn.linen.GhostBatchNorm(ghost_batch_size=2)(x, True)
+            x = jaxbn.linen.BatchRenorm()(x, True)
+            return jaxbn.linen.DomainBatchNorm(num_domains=D)(x, True, domain=0)
+
+    class Nnx(nnx.Module):
+        def __init__(self, rngs):
+            self.first = jaxbn.nnx.GhostBatchNorm(C, ghost_batch_size=2, rngs=rngs)
+            self.second = jaxbn.nnx.BatchRenorm(C, rngs=rngs)
+            self.third = jaxbn.nnx.DomainBatchNorm(C, num_domains=D, rngs=rngs)
+
+        def __call__(self, x):
+            return self.third(self.second(self.first(x)), domain=0)
+
+    variables = Linen().init(jax.random.key(0), X)
+    net = Nnx(nnx.Rngs(0))
+    net.eval()
+    for model in (linen_model(Linen(), variables), nnx_model(net)):
+        (state,) = recalibrate(model.collect, model.states, [X]).values()
+        np.testing.assert_allclose(state.mean, X.mean((0, 1)), rtol=1e-5)
