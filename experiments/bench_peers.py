@@ -208,7 +208,7 @@ def _torch(case: Case, x, dy, added) -> Run:
     import torch
 
     def tensor(array):
-        wide = torch.from_numpy(np.asarray(array, np.float32))
+        wide = torch.from_numpy(np.array(array, np.float32))
         moved = wide.to(getattr(torch, case.dtype))
         order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
         return moved.permute(order)  # strides of channels last

@@ -1,4 +1,4 @@
-"""The four primitives that every stage is written on, and their derivatives.
+"""The derivatives of the four primitives that every stage is written on.
 
 `sums` and `expand` are linear and each the other's transpose, so a backward pass needs
 no rule of its own: transposing a tangent written with them gives it. `moments` is the
@@ -15,23 +15,18 @@ from jax import lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
-from jaxbn.core.kernel import Kernel
-
-moments = Kernel("moments", ("x", "shift", "count", "where"))
-sums = Kernel(
-    "sums",
-    ("a", "x", "center", "multiplier", "where", "gate_slope", "gate_offset"),
+from jaxbn.core import gated
+from jaxbn.core.primitives import (
+    expand,
+    gate,
+    is_zero,
+    moments,
+    scale_by,
+    spread,
+    sums,
 )
-expand = Kernel(
-    "expand",
-    ("a", "multiplier", "slope", "offset", "x", "center", "where", "gate_slope",
-     "gate_offset"),
-)  # fmt: skip
-gate = Kernel("gate", ("dy", "x", "center", "slope", "offset", "residual"))
 
-
-def _is_zero(tangent) -> bool:
-    return tangent is None or isinstance(tangent, ad.Zero)
+__all__ = ["expand", "gate", "moments", "sums"]
 
 
 def _zeros(values):
@@ -52,18 +47,6 @@ def _saved(x):
     return lax.optimization_barrier(x)
 
 
-def _scale(full, vector, params):
-    """The full array vector * full, linear in `full`."""
-    zero = jnp.zeros_like(vector)
-    return expand(full, vector, zero, zero, full, zero, None, **params)[0]
-
-
-def _spread(vector, full, params):
-    """The full array vector * full, linear in `vector`."""
-    zero = jnp.zeros_like(vector)
-    return expand(None, None, vector, zero, full, zero, None, **params)[0]
-
-
 def _moments_jvp(primals, tangents, **params):
     # With mean = center + delta and n = count, over the values that count:
     #   d mean = sum(dx) / n                 d m2 = 2 sum(dx (x - mean))
@@ -71,7 +54,7 @@ def _moments_jvp(primals, tangents, **params):
     x, _, count, where = primals
     dx = tangents[0]
     center, delta, m2 = moments(*primals, **params)
-    if _is_zero(dx):
+    if is_zero(dx):
         return [center, delta, m2], _zeros([center, delta, m2])
     params.pop("floor")
     total, moment = sums(dx, x, center, None, where, **params)
@@ -80,69 +63,24 @@ def _moments_jvp(primals, tangents, **params):
     return [center, delta, m2], [*_zeros([center]), d_delta, d_m2]
 
 
-def _composed(function, primals, tangents):
-    """Outputs of a gated primitive, with the derivative of `function` in its place."""
-    moving = [i for i, tangent in enumerate(tangents) if not _is_zero(tangent)]
-
-    def at(*values):
-        changed = list(primals)
-        for i, value in zip(moving, values, strict=True):
-            changed[i] = value
-        return function(*changed)
-
-    return jax.jvp(at, [primals[i] for i in moving], [tangents[i] for i in moving])[1]
-
-
-def _plain_sums(of_gate, params):
-    """`sums` with a gate, written without: to be differentiated in all operands."""
-
-    def function(a, x, center, multiplier, where, *line):
-        by = {"activation": of_gate.activation, **params}
-        (gated,) = gate(a, x, center, *line, None, **by)
-        scaled, summed = (gated, a) if of_gate.part == "other" else (a, gated)
-        out = sums(summed, x, center, None, where, **params)
-        return out if multiplier is None else [_scale(scaled, multiplier, params), *out]
-
-    return function
-
-
-def _plain_expand(of_gate, params):
-    """`expand` with a gate, written without."""
-
-    def function(a, multiplier, slope, offset, x, center, where, *line):
-        by = {"activation": of_gate.activation, **params}
-        affine = (slope, offset, x, center)
-        if of_gate.part == "other":
-            (a,) = gate(a, x, center, *line, None, **by)
-            return expand(a, multiplier, *affine, where, **params)
-        # Masked after the gate and before it alike: both are zero there.
-        plain = expand(None, None, *affine, where, **params)
-        (z,) = gate(*plain, x, center, *line, None, **by)
-        if a is None:
-            return [z]
-        return [z + (a if multiplier is None else _scale(a, multiplier, params))]
-
-    return function
-
-
 def _sums_jvp(primals, tangents, *, gate=None, **params):
     a, x, center, multiplier, where, *line = primals
     da, dx, d_center, d_multiplier, *_ = tangents
     out = sums(*primals, gate=gate, **params)
-    if gate is not None and not all(map(_is_zero, tangents[1:])):
-        return out, _composed(_plain_sums(gate, params), primals, tangents)
+    if gate is not None and not all(map(is_zero, tangents[1:])):
+        return out, gated.derivative(gated.plain_sums(gate, params), primals, tangents)
     terms: list[list] = [[] for _ in out]
-    if not _is_zero(da):
+    if not is_zero(da):
         direct = sums(da, x, center, multiplier, where, *line, gate=gate, **params)
         terms = [[value] for value in direct]
-    if not _is_zero(dx):
+    if not is_zero(dx):
         zero = jnp.zeros_like(center)
         part = sums(dx, a, zero, None, where, **params)
         terms[-1].append(part[-1])
-    if not _is_zero(d_center):
+    if not is_zero(d_center):
         terms[-1].append(-out[-2] * d_center)
-    if not _is_zero(d_multiplier):
-        terms[0].append(_spread(d_multiplier, a, params))
+    if not is_zero(d_multiplier):
+        terms[0].append(spread(d_multiplier, a, params))
     changes = map(_total, terms)
     return out, [
         ad.Zero(jax.typeof(value)) if change is None else change
@@ -156,7 +94,7 @@ def _sums_transpose(
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
-    if _is_zero(scaled):
+    if is_zero(scaled):
         scaled = multiplier = None
         gate, line = _kept(gate, line, part="affine")
     affine = (moment, total, _saved(x), center, where)
@@ -176,11 +114,13 @@ def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
     da, d_multiplier, d_slope, d_offset, dx, d_center, *_ = tangents
     out = expand(*primals, gate=gate, **params)
     others = (d_multiplier, *tangents[4:])
-    if gate is not None and not all(map(_is_zero, others)):
-        return out, _composed(_plain_expand(gate, params), primals, tangents)
+    if gate is not None and not all(map(is_zero, others)):
+        return out, gated.derivative(
+            gated.plain_expand(gate, params), primals, tangents
+        )
     terms = []
-    if not all(map(_is_zero, (da, d_slope, d_offset))):
-        da = None if _is_zero(da) else da
+    if not all(map(is_zero, (da, d_slope, d_offset))):
+        da = None if is_zero(da) else da
         d_slope, d_offset = map(ad.instantiate_zeros, (d_slope, d_offset))
         keep = None if da is None else multiplier
         if da is None:
@@ -188,14 +128,14 @@ def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
         affine = (d_slope, d_offset, x, center, where)
         terms += expand(da, keep, *affine, *line, gate=gate, **params)
     zero = jnp.zeros_like(center)
-    if not _is_zero(dx):
+    if not is_zero(dx):
         counted = dx if where is None else jnp.where(where, dx, jnp.zeros_like(dx))
-        terms.append(_scale(counted, slope, params))
-    if not _is_zero(d_center):
+        terms.append(scale_by(counted, slope, params))
+    if not is_zero(d_center):
         moved = (zero, -slope * d_center, x, center, where)
         terms += expand(None, None, *moved, **params)
-    if not _is_zero(d_multiplier):
-        terms.append(_spread(d_multiplier, a, params))
+    if not is_zero(d_multiplier):
+        terms.append(spread(d_multiplier, a, params))
     return out, [_total(terms)] if terms else _zeros(out)
 
 
@@ -204,7 +144,7 @@ def _activated_jvp(primals, tangents, activation, params):
     a, _, slope, offset, x, center, *_ = primals
     out = expand(*primals, activation=activation, **params)
     change = _expand_jvp(primals, tangents, **params)[1]
-    if all(map(_is_zero, change)):
+    if all(map(is_zero, change)):
         return out, change
     inputs = (x, center, slope, offset, a)
     return out, gate(*change, *inputs, activation=activation, **params)
@@ -219,7 +159,7 @@ def _expand_transpose(
     wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
     gates_a = gate is not None and gate.part == "other"
     if not any(wants) and not gates_a:
-        back = ct if multiplier is None else _scale(ct, multiplier, params)
+        back = ct if multiplier is None else scale_by(ct, multiplier, params)
         return [back, *[None] * 8]
     keep = multiplier if wants_a else None
     if wants_a and gates_a and multiplier is None:
@@ -241,9 +181,9 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
     ddy, *d_inputs = tangents
     out = gate(*primals, implementation=implementation, **params)
     terms = []
-    if not _is_zero(ddy):
+    if not is_zero(ddy):
         terms += gate(ddy, *inputs, implementation=implementation, **params)
-    moving = [i for i, tangent in enumerate(d_inputs) if not _is_zero(tangent)]
+    moving = [i for i, tangent in enumerate(d_inputs) if not is_zero(tangent)]
     if moving:
         plain = dispatch.kernels().gate
 
