@@ -23,7 +23,7 @@ _TRAIN_SHOWN = 512
 
 # Levels of optimization: random numbers run once and few steps are over before a
 # better program is compiled; level 1 is as fast as the default here.
-_ONCE, _MANY = ({"xla_backend_optimization_level": level} for level in (0, 1))
+ONCE, _MANY = ({"xla_backend_optimization_level": level} for level in (0, 1))
 _FEW_STEPS = 150
 
 Hyper = Mapping[str, Array]
@@ -90,7 +90,8 @@ class Plan:
         batch: examples a step.
         evals: evaluations, evenly spaced, the last one at the end.
         seed: of weights, batches and noise.
-        optimizer: one of `OPTIMIZERS`.
+        optimizer: one of `OPTIMIZERS`, or several: then every cell has "optimizer", the
+            position of its own.
         probe: measured at each evaluation.
     """
 
@@ -101,19 +102,36 @@ class Plan:
     batch: int
     evals: int
     seed: int
-    optimizer: str = "sgd"
+    optimizer: str | tuple[str, ...] = "sgd"
     probe: Probe | None = None
 
 
-OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": optax.identity,
-    "momentum": lambda: optax.trace(0.9),
-    "adam": optax.scale_by_adam,
-    "adamw": lambda: optax.chain(
-        optax.scale_by_adam(), optax.add_decayed_weights(0.01)
-    ),
-    "rmsprop": optax.scale_by_rms,
+OPTIMIZERS = {
+    "sgd": optax.identity(),
+    "momentum": optax.trace(0.9),
+    "adam": optax.scale_by_adam(),
+    "adamw": optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.01)),
+    "rmsprop": optax.scale_by_rms(),
 }
+
+
+def any_of(names: Sequence[str], chosen: Array) -> optax.GradientTransformation:
+    """All of the optimizers `names` in one program; `chosen` is the position of one."""
+    parts = [OPTIMIZERS[name] for name in names]
+
+    def init(params):
+        return tuple(part.init(params) for part in parts)
+
+    def update(gradient, states, params=None):
+        pairs = [
+            part.update(gradient, s, params)
+            for part, s in zip(parts, states, strict=True)
+        ]
+        directions, states = zip(*pairs, strict=True)
+        one = jax.tree.map(lambda *d: jnp.stack(d)[chosen], *directions)
+        return one, tuple(states)
+
+    return optax.GradientTransformation(init, update)
 
 
 class Outcome(NamedTuple):
@@ -139,7 +157,7 @@ def train(plan: Plan) -> Outcome:
     starts = len(plan.splits.train)
     keys = jax.random.split(jax.random.key(plan.seed), (starts, 2))
     hyper = {k: jnp.array([c[k] for c in plan.cells]) for k in plan.cells[0]}
-    begun = each(plan.net.init, (0, None), (None, 0), options=_ONCE)(keys[:, 0], hyper)
+    begun = each(plan.net.init, (0, None), (None, 0), options=ONCE)(keys[:, 0], hyper)
     rows = {
         "train": plan.splits.train[:, :_TRAIN_SHOWN],
         "validation": plan.splits.validation,
@@ -150,7 +168,7 @@ def train(plan: Plan) -> Outcome:
         functools.partial(_run, plan),
         (0, 0, 0, 0, None, None, None),
         (0, None, None, None, None, None, 0),
-        options=_ONCE if plan.steps <= _FEW_STEPS else _MANY,
+        options=ONCE if plan.steps <= _FEW_STEPS else _MANY,
     )
     order = jnp.asarray(batches(plan))
     model, series = advance(begun, keys[:, 1], order, rows, *data, hyper)
@@ -171,7 +189,8 @@ def each(
     Args:
         function: of one start and cell.
         starts, cells: for each argument, whether it has such an axis (0) or not (None).
-        options: of the compiler. Default: those of a program that runs long.
+        options: of the compiler. Default: those of a program that runs long; `ONCE` for
+            one that runs once.
     """
     mapped = jax.vmap(jax.vmap(function, tuple(cells)), tuple(starts))
     return jax.jit(mapped, compiler_options=options or _MANY)
@@ -209,7 +228,10 @@ def _run(
     labels: Array,
     hyper: Hyper,
 ) -> tuple[Model, dict[str, Array]]:
-    tx = OPTIMIZERS[plan.optimizer]()
+    if isinstance(plan.optimizer, str):
+        tx = OPTIMIZERS[plan.optimizer]
+    else:
+        tx = any_of(plan.optimizer, hyper["optimizer"])
 
     def step(carry, batch):
         params, state, opt_state, count = carry
@@ -228,11 +250,15 @@ def _run(
         carry, losses = lax.scan(step, carry, chunk)
         found = {"train_loss": losses.mean()}
         context = Context(False, noise, hyper)
-        for name, part in rows.items():
-            logits, _, _ = plan.net.apply(carry[0], carry[1], inputs[part], context)
-            found[f"{name}_accuracy"] = (logits.argmax(-1) == labels[part]).mean()
+        # All rows at once: one program to compile instead of three.
+        every = jnp.concatenate(list(rows.values()))
+        logits, _, _ = plan.net.apply(carry[0], carry[1], inputs[every], context)
+        bounds = np.cumsum([len(part) for part in rows.values()])[:-1]
+        for name, own in zip(rows, jnp.split(logits, bounds), strict=True):
+            truth = labels[rows[name]]
+            found[f"{name}_accuracy"] = (own.argmax(-1) == truth).mean()
             if name != "train":
-                found[f"{name}_loss"] = cross_entropy(logits, labels[part])
+                found[f"{name}_loss"] = cross_entropy(own, truth)
         if plan.probe:
             key = jax.random.fold_in(noise, carry[3])
             training = Context(True, key, hyper)

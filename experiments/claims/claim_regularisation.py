@@ -1,0 +1,165 @@
+"""E08: batch normalization regularizes, through the noise of batch statistics.
+
+Source: Ioffe and Szegedy, 2015, section 3.4; Hoffer et al., Train longer, generalize
+better, 2017 (ghost batches: noise without changing the batch of the gradient).
+
+Measured: MNIST-1D (training rows are learned by heart, so there is a gap), three hidden
+ReLU layers of 64 units, always 256 examples a step, statistics over groups of 8, 32 or
+256 of them, best of three learning rates. The gap is training minus test accuracy. The
+noise itself: the variance of the normalized value of one example over random batches of
+8 to 256; theory says 1 / size, slope -1 in log-log.
+
+Refuted if: the gap is not at least a point smaller with normalization; if the noise
+falls more slowly than size to the power -0.8.
+
+Command: python -m experiments run regularisation --preset quick
+Runtime: smoke 15 s, quick 90 s, standard 5 minutes on two cores.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbn
+from experiments.lab import figures, norms, splits
+from experiments.lab.engine import ONCE, Plan, Row, each, row, rows_of, train
+from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab.nets import mlp
+from experiments.lab.table import Table
+
+GROUPS = {"bn 256": None, "bn 32": 32, "bn 8": 8}
+SIZES = (8, 16, 32, 64, 128, 256)
+DRAWS = 200
+
+
+def measure(arm: str, setting: Setting) -> list[Row]:
+    """Trains with one size of groups, or measures the noise."""
+    if arm == "noise":
+        return noise(setting)
+    norm = norms.none() if arm == "none" else norms.batch(ghost=GROUPS[arm])
+    plan = Plan(
+        mlp(norm, inputs=40),
+        splits.mnist1d(starts=setting.starts, seed=setting.seed),
+        cells=[{"lr": lr} for lr in setting.pick((0.1,), (0.05, 0.1, 0.3))],
+        steps=setting.pick(20, 500),
+        batch=256,
+        evals=setting.pick(2, 5),
+        seed=setting.seed,
+        optimizer="momentum",
+    )
+    return rows_of(train(plan), arm)
+
+
+def noise(setting: Setting) -> list[Row]:
+    """Returns the variance of one normalized example for every size of batch."""
+    data = splits.mnist1d(starts=setting.starts, seed=setting.seed)
+    x = jnp.asarray(data.inputs[data.train[0]])
+    w = jax.random.normal(jax.random.key(setting.seed), (40, 16)) / 40**0.5
+
+    def variance(key, size):
+        def draw(key):
+            others = jax.random.choice(key, len(x), (size,), replace=False)
+            batch = x[others.at[0].set(0)] @ w
+            return jaxbn.batch_norm(batch, jaxbn.init_state(16))[0][0]
+
+        return jax.vmap(draw)(jax.random.split(key, DRAWS)).var(0).mean()
+
+    keys = jax.random.split(jax.random.key(setting.seed), setting.starts)
+    found = []
+    for size in SIZES:
+        compiled = each(
+            lambda key, _, size=size: variance(key, size), (0, None), (None, 0), options=ONCE
+        )
+        found.append(np.asarray(compiled(keys, jnp.zeros(1)))[:, 0])
+    return [
+        row("noise", start, {"size": size}, {"variance": values[start]})
+        for size, values in zip(SIZES, found, strict=True)
+        for start in range(setting.starts)
+    ]
+
+
+def slope(table: Table) -> np.ndarray:
+    """Returns the log-log slope of the noise against the size, with its sign turned."""
+    logs = np.log(table.sweep("noise", "variance"))
+    return -np.polyfit(np.log(SIZES), logs, 1)[0]
+
+
+def gap(table: Table, arm: str) -> np.ndarray:
+    """Returns training minus test accuracy at the best rate."""
+    return table.tuned(arm, "train_accuracy") - table.tuned(arm, "test_accuracy")
+
+
+def draw(figure, table: Table) -> None:
+    """Draws test accuracy for each size of groups, and the noise."""
+    left, right = figure.subplots(1, 2)
+    groups = {arm: table.tuned(arm, "test_accuracy") for arm in ("none", *GROUPS)}
+    figures.strips(left, groups, label="test accuracy, best rate")
+    values = table.sweep("noise", "variance")
+    right.loglog(SIZES, values, "o", color=figures.color("bn"), ms=4)
+    theory = values[0].mean() * SIZES[0] / np.array(SIZES)
+    right.loglog(SIZES, theory, lw=1, color=figures.color("none"), label="slope -1")
+    right.set_xlabel("size of the batch")
+    right.set_ylabel("variance of a normalized example")
+    right.legend()
+
+
+def _rule(claim: str, text: str, effect: str, values, **options) -> Rule:
+    common = {"least": 0.01, "scale": 0.02, "digits": ".3f", "headline": False}
+    return Rule(claim, text, effect, values=values, **{**common, **options})
+
+
+EXPERIMENT = Experiment(
+    number="E08",
+    name="regularisation",
+    title="Regularization and noise",
+    quotes=(
+        Quote("Sirve como leve regularización del modelo", "a mild regularization"),
+        Quote("Adds a slight regularization effect, helping reduce overfitting"),
+        Quote(
+            "Cada mini-batch tiene diferentes estadísticas, lo que introduce una forma "
+            "de ruido",
+            "every mini-batch has different statistics, which introduces a kind of noise",
+        ),
+    ),
+    literature="Supported in convolutional nets: group normalization has a lower training "
+    "and a higher validation error (Wu and He, 2018). Opposite in recurrent nets "
+    "(Laurent et al., 2015). Bjorck et al. (2018) credit the larger learning rates.",
+    arms=("none", *GROUPS, "noise"),
+    measure=measure,
+    rules=(
+        _rule(
+            "C08",
+            "It reduces overfitting",
+            "training minus test accuracy, without minus with normalization",
+            lambda t: gap(t, "none") - gap(t, "bn 256"),
+            headline=True,
+            literature="supported",
+        ),
+        _rule(
+            "C09",
+            "Batch statistics add noise that falls with the batch",
+            "minus the log-log slope of the noise's variance against the size",
+            slope,
+            least=0.8,
+            scale=0.2,
+            headline=True,
+            literature="supported",
+        ),
+        _rule(
+            "C08",
+            "More noise (groups of 8) reduces overfitting further",
+            "training minus test accuracy, groups of 256 minus groups of 8",
+            lambda t: gap(t, "bn 256") - gap(t, "bn 8"),
+        ),
+        _rule(
+            "C08",
+            "Test accuracy is better",
+            "test accuracy with minus without normalization",
+            lambda t: (
+                t.tuned("bn 256", "test_accuracy") - t.tuned("none", "test_accuracy")
+            ),
+        ),
+    ),
+    draw=draw,
+    alt="Test accuracy for each size of groups; noise against size with slope -1.",
+)
