@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 import time
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,6 +43,8 @@ class RunConfig:
     """Begin nothing new after so many minutes; what finished is kept."""
     data_dir: Path | None = None
     """Directory with the IDX files of MNIST, for `convergence`. Default: digits."""
+    jobs: int = 2
+    """Arms measured at the same time; the numbers do not depend on it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in `--out` with the options it began with."""
 
@@ -118,6 +121,10 @@ def _checked(config: RunConfig) -> list[Experiment]:
         raise UserError(
             f"`--max-minutes` must be positive, got {limit}. Pass a number like 10."
         )
+    if config.jobs < 1:
+        raise UserError(
+            f"`--jobs` must be at least 1, got {config.jobs}. Pass the number of cores."
+        )
     return chosen(config.names)
 
 
@@ -149,20 +156,48 @@ def _check_unchanged(config: RunConfig) -> None:
 
 def _measure(config: RunConfig, wanted: list[Experiment], interrupt: Interrupt) -> bool:
     """Measures what is missing; returns whether something still is."""
-    setting = Setting(config.preset, config.seed, config.data_dir)
     arms = [(experiment, arm) for experiment in wanted for arm in experiment.arms]
-    done = [store.part(config.out, *one).is_file() for one in arms]
-    todo = [one for one, finished in zip(arms, done, strict=True) if not finished]
-    begun, before = time.monotonic(), len(arms) - len(todo)
+    todo = [one for one in arms if not store.part(config.out, *one).is_file()]
+    before, begun = len(arms) - len(todo), time.monotonic()
     limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
-    with StepProgress(len(arms), begin=before, unit="arms") as progress:
-        for n, (experiment, arm) in enumerate(todo):
-            if interrupt.requested or time.monotonic() - begun > limit:
-                return True
-            progress.update(before + n, f"{experiment.name}: {arm}")
-            start = time.monotonic()
-            rows = experiment.measure(arm, setting)
-            path = store.part(config.out, experiment, arm)
-            store.save_part(path, rows, time.monotonic() - start)
-        progress.update(len(arms), "done")
-    return False
+    running: set[futures.Future] = set()
+    with (
+        StepProgress(len(arms), begin=before, unit="arms") as progress,
+        futures.ThreadPoolExecutor(config.jobs) as pool,
+    ):
+        progress.start_clock()
+        alone = False
+        while todo or running:
+            late = interrupt.requested or time.monotonic() - begun > limit
+            while (
+                todo
+                and not late
+                and _may_start(todo[0], running, alone=alone, jobs=config.jobs)
+            ):
+                experiment, arm = todo.pop(0)
+                alone = not experiment.exact
+                running.add(pool.submit(_measure_arm, config, experiment, arm))
+            if not running:
+                break
+            # The timeout lets Ctrl-C through.
+            done, running = futures.wait(running, 0.5, futures.FIRST_COMPLETED)
+            for future in done:
+                progress.update(len(arms) - len(todo) - len(running), future.result())
+    return bool(todo)
+
+
+def _may_start(
+    one: tuple[Experiment, str], running: set, *, alone: bool, jobs: int
+) -> bool:
+    """What is timed runs alone, everything else beside others."""
+    timed = not one[0].exact
+    return not running or (len(running) < jobs and not alone and not timed)
+
+
+def _measure_arm(config: RunConfig, experiment: Experiment, arm: str) -> str:
+    setting = Setting(config.preset, config.seed, config.data_dir)
+    start = time.monotonic()
+    rows = experiment.measure(arm, setting)
+    path = store.part(config.out, experiment, arm)
+    store.save_part(path, rows, time.monotonic() - start)
+    return f"{experiment.name}: {arm}"

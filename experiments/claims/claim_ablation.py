@@ -21,9 +21,10 @@ import jax.numpy as jnp
 
 import jaxbn
 from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Net, Plan, Row, row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
-from experiments.lab.nets import mlp
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
+from experiments.lab.nets import freeze_hidden, mlp
+from experiments.lab.rows import Row, row, rows_of
 from experiments.lab.table import Table
 
 TRAINED = ("none", "bn", "no affine", "mean only", "no gradient", "affine only")
@@ -40,7 +41,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         ]
     net = mlp(variant(arm))
     plan = Plan(
-        only_affine(net) if arm == "affine only" else net,
+        freeze_hidden(net) if arm == "affine only" else net,
         splits.digits(starts=setting.starts, seed=setting.seed),
         cells=[{"lr": lr} for lr in setting.pick((0.1,), (0.01, 0.03, 0.1, 0.3))],
         steps=setting.pick(40, 400),
@@ -69,17 +70,6 @@ def constant_statistics(x, context):
     return found.mean, found.m2 / found.count
 
 
-def only_affine(net: Net) -> Net:
-    """Freezes the weights of the hidden layers."""
-
-    def apply(params, state, x, context):
-        hidden = jax.lax.stop_gradient(params["dense"][:-1])
-        frozen = {**params, "dense": [*hidden, params["dense"][-1]]}
-        return net.apply(frozen, state, x, context)
-
-    return Net(net.init, apply)
-
-
 def finite(epsilon: float, start: int) -> float:
     """Returns the share of finite gradients where one of 8 features is constant."""
     x = jax.random.normal(jax.random.key(start), (16, 8)).at[:, 0].set(3.0)
@@ -91,44 +81,21 @@ def finite(epsilon: float, start: int) -> float:
     return float(jnp.isfinite(jax.grad(loss)(x)).mean())
 
 
-def lost(table: Table, arm: str):
-    """Returns the test accuracy that a variant loses, at the best rates."""
-    return table.tuned("bn", "test_accuracy") - table.tuned(arm, "test_accuracy")
-
-
 def draw(figure, table: Table) -> None:
     """Draws the test accuracy of every variant."""
     groups = {arm: table.tuned(arm, "test_accuracy") for arm in TRAINED}
     figures.strips(figure.subplots(), groups, label="test accuracy, best rate")
 
 
-def _rule(claim: str, text: str, effect: str, values, **options) -> Rule:
-    return Rule(
-        claim=claim,
-        text=text,
-        effect=effect,
-        values=values,
-        **{"least": 0.005, "scale": 0.01, "digits": ".3f", **options},
-    )
+def _rule(claim, text, effect, values, **options) -> Rule:
+    chosen = {"least": 0.005, "scale": 0.01, **options}
+    return Rule(claim, text, effect, values=values, **chosen)
 
 
 EXPERIMENT = Experiment(
     number="E17",
     name="ablation",
     title="Which parts matter",
-    quotes=(
-        Quote(
-            "Restauran poder de expresividad perdido por la normalización",
-            "they restore expressive power lost by the normalization",
-        ),
-        Quote(
-            "El cálculo de μ y σ no es parte de la optimización (descenso de gradiente)",
-            "the computation of μ and σ is not part of the optimization",
-        ),
-    ),
-    literature="Gamma and beta restore expressiveness by construction. Misleading on μ "
-    "and σ: Ioffe and Szegedy propagate gradients through them, since otherwise steps "
-    "are undone by the normalization. Frankle et al. (2020) train gamma and beta alone.",
     arms=(*TRAINED, "epsilon"),
     measure=measure,
     rules=(
@@ -136,14 +103,14 @@ EXPERIMENT = Experiment(
             "C15",
             "Gamma and beta matter",
             "test accuracy with minus without them, tuned rates",
-            lambda t: lost(t, "no affine"),
+            lambda t: t.gain("bn", "no affine"),
             literature="supported",
         ),
         _rule(
             "C16",
             "The gradient may ignore mean and variance",
             "0.02 minus the test accuracy lost by ignoring them",
-            lambda t: 0.02 - lost(t, "no gradient"),
+            lambda t: 0.02 - t.gain("bn", "no gradient"),
             least=0.0,
             scale=0.02,
             literature="contradicted",
@@ -164,8 +131,7 @@ EXPERIMENT = Experiment(
             "C15",
             "Dividing by the standard deviation matters",
             "test accuracy lost by subtracting the mean only",
-            lambda t: lost(t, "mean only"),
-            headline=False,
+            lambda t: t.gain("bn", "mean only"),
         ),
         _rule(
             "C15",
@@ -174,7 +140,6 @@ EXPERIMENT = Experiment(
             lambda t: t.tuned("affine only", "test_accuracy") - 0.8,
             least=0.0,
             scale=0.05,
-            headline=False,
         ),
     ),
     draw=draw,

@@ -15,13 +15,13 @@ Command: python -m experiments run convergence --preset quick
 Runtime: smoke 15 s, quick 60 s, standard 5 minutes on two cores.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab import figures, norms, probes, splits
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import mlp
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.table import Table, log_speedup
 
 LEVEL = 0.9
@@ -50,19 +50,10 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         batch=60,
         evals=setting.pick(4, 80, 160),
         seed=setting.seed,
-        probe=percentiles,
+        probe=probes.percentiles,
     )
     shown = ("test_accuracy", "validation_accuracy", "p15", "p50", "p85")
     return rows_of(train(plan), arm, series=shown)
-
-
-def percentiles(model, view):
-    """Returns the spread of the last hidden unit's input over the validation rows."""
-    rows = view.inputs[view.validation]
-    context = view.context._replace(train=False)
-    taps = view.net.apply(model.params, model.state, rows, context)[2]
-    found = jnp.percentile(taps[-1][:, 0], jnp.array([15, 50, 85]))
-    return dict(zip(("p15", "p50", "p85"), found, strict=True))
 
 
 def speedup(activation: str):
@@ -94,7 +85,7 @@ def draw(figure, table: Table) -> None:
     right.set_ylabel("percentiles 15, 50, 85 of one input")
 
 
-def rule(activation: str, *, headline: bool) -> Rule:
+def rule(activation: str, *, literature: str = "") -> Rule:
     """Returns the decision for one activation."""
     return Rule(
         claim="C01",
@@ -103,8 +94,7 @@ def rule(activation: str, *, headline: bool) -> Rule:
         least=float(np.log2(1.2)),
         scale=1.0,
         values=speedup(activation),
-        literature="supported",
-        headline=headline,
+        literature=literature,
     )
 
 
@@ -112,23 +102,9 @@ EXPERIMENT = Experiment(
     number="E01",
     name="convergence",
     title="Faster convergence",
-    quotes=(
-        Quote(
-            "permite que el entrenamiento converja mas rapidamente",
-            "lets training converge faster",
-        ),
-        Quote(
-            "Pero se usa porque entrena más rápido",
-            "but it is used because it trains faster",
-        ),
-        Quote("often speeds up convergence"),
-    ),
-    literature="Ioffe and Szegedy (2015) reach Inception's 72.2 % in 13.3 instead of "
-    "31.0 million steps with batch normalization alone, 2.3 times fewer; the often "
-    "quoted 14 times also has a five times larger learning rate and other changes.",
     arms=ARMS,
     measure=measure,
-    rules=(rule("sigmoid", headline=True), rule("relu", headline=False)),
+    rules=(rule("sigmoid", literature="supported"), rule("relu")),
     draw=draw,
     alt="Test accuracy against steps, and percentiles of one unit's input.",
 )

@@ -18,9 +18,10 @@ Runtime: smoke 8 s, quick 80 s, standard 5 minutes on two cores.
 import numpy as np
 
 from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import mlp
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.table import Table
 
 ARMS = ("none", "bn")
@@ -71,16 +72,6 @@ EXPERIMENT = Experiment(
     number="E09",
     name="dropout",
     title="Less need for dropout",
-    quotes=(
-        Quote(
-            "BN puede reducir la necesidad de regularizadores como Dropout",
-            "BN can reduce the need for regularizers such as dropout",
-        ),
-        Quote("reducing the need for other regularization techniques like dropout"),
-    ),
-    literature="Qualified. Ioffe and Szegedy: dropout can be removed or reduced in "
-    "strength. caffenet-benchmark: with batch normalization, accuracy 0.499 at dropout "
-    "0.5, 0.527 at 0.2, 0.513 without: less, not none.",
     arms=ARMS,
     measure=measure,
     rules=(
@@ -92,7 +83,6 @@ EXPERIMENT = Experiment(
             scale=0.02,
             values=lambda t: benefit(t, "none") - benefit(t, "bn"),
             literature="qualified",
-            digits=".3f",
         ),
         Rule(
             claim="C10",
@@ -101,21 +91,17 @@ EXPERIMENT = Experiment(
             least=0.01,
             scale=0.02,
             values=lambda t: benefit(t, "bn"),
-            digits=".3f",
-            headline=False,
         ),
         Rule(
             claim="C10",
             text="Normalization replaces dropout",
-            effect="test accuracy, normalized without dropout minus plain with its best",
+            effect="test accuracy, normalized without it minus plain with its best",
             least=0.0,
             scale=0.02,
             values=lambda t: (
                 t.tuned("bn", "test_accuracy", dropout=0)
                 - t.tuned("none", "test_accuracy")
             ),
-            digits=".3f",
-            headline=False,
         ),
     ),
     draw=draw,

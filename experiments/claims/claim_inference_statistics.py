@@ -15,11 +15,12 @@ Command: python -m experiments run inference-statistics --preset quick
 Runtime: smoke 14 s, quick 30 s, standard 2 minutes on two cores.
 """
 
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab import norms, splits
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import mlp
 from experiments.lab.population import exact_accuracy
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.table import Table
 
 NORMS = {
@@ -94,7 +95,7 @@ def _rule(text: str, good: str, poor: str, **options) -> Rule:
         effect=f"accuracy after {EARLY} steps, {good.split(' ', 1)[1]} minus "
         f"{poor.split(' ', 1)[1]}",
         values=lambda t: value(t, good) - value(t, poor),
-        **{"least": 0.02, "scale": 0.05, "headline": False, **options},
+        **{"least": 0.02, "scale": 0.05, **options},
     )
 
 
@@ -102,24 +103,12 @@ EXPERIMENT = Experiment(
     number="E13",
     name="inference-statistics",
     title="Statistics at inference",
-    quotes=(
-        Quote(
-            "Durante el entrenamiento μ y σ se actualizan / En ejecución μ y σ quedan "
-            "fijos",
-            "during training μ and σ are updated, in use they are fixed",
-        ),
-        Quote("Inference: Uses running averages"),
-    ),
-    literature="Supported. Wu and Johnson (2021): running averages lag behind, most with "
-    "large batches and early in training; exact statistics of a thousand samples do "
-    "not. Users meet it as an evaluation far worse than training after few steps.",
     arms=tuple(NORMS),
     measure=measure,
     rules=(
         _rule(
             "Inference differs: running averages lag behind",
             *("none: the batch's own", "bn 0.99 plain"),
-            headline=True,
             literature="supported",
         ),
         _rule(

@@ -18,9 +18,10 @@ Runtime: smoke 10 s, quick 60 s, standard 4 minutes on two cores.
 import numpy as np
 
 from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import mlp
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.splits import Splits
 from experiments.lab.table import Table
 
@@ -89,7 +90,9 @@ def draw(figure, table: Table) -> None:
         axes.set_xlabel("learning rate")
 
 
-def _rule(one: str, other: str, optimizer: str, text: str, *, headline=False) -> Rule:
+def _rule(
+    one: str, other: str, optimizer: str, text: str, literature: str = ""
+) -> Rule:
     return Rule(
         claim="C19",
         text=f"{text} ({optimizer})",
@@ -97,9 +100,7 @@ def _rule(one: str, other: str, optimizer: str, text: str, *, headline=False) ->
         least=0.01,
         scale=0.05,
         values=gain(one, other, optimizer),
-        literature="supported",
-        digits=".3f",
-        headline=headline,
+        literature=literature,
     )
 
 
@@ -107,23 +108,10 @@ EXPERIMENT = Experiment(
     number="E16",
     name="inputs",
     title="Normalizing the inputs",
-    quotes=(
-        Quote(
-            "¿Por qué normalizamos los datos? Mejora el aprendizaje, Mejora el accuracy",
-            "why do we normalize data? it improves learning and accuracy",
-        ),
-        Quote(
-            "quando temos entradas com uma variância muito alta",
-            "when we have inputs with a very high variance",
-        ),
-    ),
-    literature="Supported: the condition number of the inputs' covariance bounds the "
-    "speed of gradient descent on a linear model. Adam, which has a rate for each "
-    "weight, needs it less.",
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule("standardized", "none", "momentum", "Standardizing helps", headline=True),
+        _rule("standardized", "none", "momentum", "Standardizing helps", "supported"),
         _rule("bn", "none", "momentum", "A first batch normalization helps"),
         _rule("bn", "standardized", "momentum", "It beats standardizing"),
         _rule("standardized", "none", "adam", "Standardizing helps"),

@@ -17,14 +17,15 @@ Command: python -m experiments run landscape --preset quick
 Runtime: smoke 10 s, quick 25 s, standard 2 minutes on two cores.
 """
 
-import jax
-import jax.numpy as jnp
+import functools
+
 import numpy as np
 
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, cross_entropy, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab import figures, norms, probes, splits
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import mlp
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.table import Table
 
 ARMS = ("none", "bn", "ln")
@@ -42,41 +43,10 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         batch=64,
         evals=setting.pick(2, 8),
         seed=setting.seed,
-        probe=look,
+        probe=functools.partial(probes.smoothness, distances=DISTANCES),
     )
     shown = ("smoothness", "scale_free", "loss_range")
     return rows_of(train(plan), arm, series=shown)
-
-
-def look(model, view):
-    """Returns how the loss and the gradient change along the gradient."""
-
-    def loss(params):
-        rows = view.inputs[view.batch]
-        logits = view.net.apply(params, model.state, rows, view.context)[0]
-        return cross_entropy(logits, view.labels[view.batch])
-
-    here = jax.grad(loss)(model.params)
-    size = norm(here)
-
-    def at(distance):
-        there = jax.tree.map(lambda p, g: p - distance * g, model.params, here)
-        value, gradient = jax.value_and_grad(loss)(there)
-        change = norm(jax.tree.map(jnp.subtract, gradient, here))
-        return value, change / (distance * size)
-
-    values, ratios = jax.lax.map(at, jnp.asarray(DISTANCES, jnp.float32))
-    weights = norm(model.params["dense"])
-    return {
-        "smoothness": ratios.max(),
-        "scale_free": ratios.max() * weights**2,
-        "loss_range": values.max() - values.min(),
-    }
-
-
-def norm(tree) -> jax.Array:
-    """Returns the Euclidean norm of all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def better(table: Table, name: str, other: str = "none") -> np.ndarray:
@@ -106,7 +76,7 @@ def _rule(text: str, name: str, other: str = "none", **options) -> Rule:
         least=float(np.log10(1.5)),
         scale=0.5,
         values=lambda t: better(t, name, other),
-        **{"headline": False, **options},
+        **{**options},
     )
 
 
@@ -114,21 +84,12 @@ EXPERIMENT = Experiment(
     number="E07",
     name="landscape",
     title="A smoother loss instead",
-    quotes=(
-        Quote(
-            "No se entiende completamente todavía", "it is not fully understood yet"
-        ),
-    ),
-    literature="Supported with care. Santurkar et al. (2018) offer smoothness as the "
-    "explanation, with larger steps than these. Papers that reject covariate shift "
-    "disagree on what replaces it: smoothness, larger rates, decoupled length.",
     arms=ARMS,
     measure=measure,
     rules=(
         _rule(
             "It smooths the loss (an explanation offered since)",
             "smoothness",
-            headline=True,
             literature="supported",
         ),
         _rule("It does whatever the scale of the weights", "scale_free"),

@@ -17,9 +17,10 @@ Runtime: smoke 8 s, quick 60 s, standard 4 minutes on two cores.
 import numpy as np
 
 from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import mlp
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.table import Table
 
 ARMS = ("none", "bn", "ln")
@@ -80,21 +81,6 @@ EXPERIMENT = Experiment(
     number="E02",
     name="learning-rate",
     title="Larger learning rates, less care in choosing them",
-    quotes=(
-        Quote(
-            "permite el uso de tasa de aprendizaje mas altas",
-            "allows higher learning rates",
-        ),
-        Quote("the network can use higher learning rates without diverging"),
-        Quote("BN reduces sensitivity to hyperparameters like learning rate"),
-        Quote(
-            "possibilitar o uso de taxas de aprendizado mais rápidas",
-            "makes faster learning rates possible",
-        ),
-    ),
-    literature="Bjorck et al. (2018): larger rates are what batch normalization enables "
-    "and the cause of its faster convergence. De and Smith (2020): larger rates help "
-    "only in specific compute regimes.",
     arms=ARMS,
     measure=measure,
     rules=(
@@ -108,7 +94,7 @@ EXPERIMENT = Experiment(
             literature="supported",
         ),
         Rule(
-            claim="C20",
+            claim="C20a",
             text="Learning rates need less care",
             effect="decades of good rates with minus without",
             least=0.5,
@@ -123,8 +109,6 @@ EXPERIMENT = Experiment(
             least=0.02,
             scale=0.02,
             values=at_small_rate,
-            literature="contradicted",
-            headline=False,
         ),
         Rule(
             claim="C02",
@@ -133,7 +117,6 @@ EXPERIMENT = Experiment(
             least=0.3,
             scale=0.5,
             values=lambda t: largest(t, "bn") - largest(t, "ln"),
-            headline=False,
         ),
     ),
     draw=draw,

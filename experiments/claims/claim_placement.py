@@ -15,15 +15,20 @@ Command: python -m experiments run placement --preset quick
 Runtime: smoke 12 s, quick 70 s, standard 4 minutes on two cores.
 """
 
-import jax.numpy as jnp
-
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, Row, rows_of, train
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab import figures, norms, probes, splits
+from experiments.lab.engine import Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
 from experiments.lab.nets import Placement, mlp
+from experiments.lab.rows import Row, rows_of
 from experiments.lab.table import Table
 
-ARMS = ("none relu", "bn before relu", "bn after relu", "bn before tanh", "bn after tanh")
+ARMS = (
+    "none relu",
+    "bn before relu",
+    "bn after relu",
+    "bn before tanh",
+    "bn after tanh",
+)
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
@@ -45,17 +50,9 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         evals=setting.pick(2, 8),
         seed=setting.seed,
         optimizer="momentum",
-        probe=dead_units if activation == "relu" else None,
+        probe=probes.dead_units if activation == "relu" else None,
     )
     return rows_of(train(plan), arm)
-
-
-def dead_units(model, view):
-    """Returns the share of units that are zero on all validation rows."""
-    rows = view.inputs[view.validation]
-    context = view.context._replace(train=False)
-    taps = view.net.apply(model.params, model.state, rows, context)[2]
-    return {"dead": jnp.mean(jnp.stack([(tap <= 0).all(0) for tap in taps]))}
 
 
 def before_minus_after(activation: str):
@@ -77,7 +74,7 @@ def draw(figure, table: Table) -> None:
     figures.strips(figure.subplots(), groups, label="test accuracy, best rate")
 
 
-def _rule(activation: str, *, headline: bool) -> Rule:
+def _rule(activation: str, *, literature: str = "") -> Rule:
     return Rule(
         claim="C13",
         text=f"Better before the activation than after ({activation})",
@@ -85,9 +82,7 @@ def _rule(activation: str, *, headline: bool) -> Rule:
         least=0.005,
         scale=0.01,
         values=before_minus_after(activation),
-        literature="qualified",
-        digits=".3f",
-        headline=headline,
+        literature=literature,
     )
 
 
@@ -95,26 +90,11 @@ EXPERIMENT = Experiment(
     number="E12",
     name="placement",
     title="Before or after the activation",
-    quotes=(
-        Quote(
-            "BatchNormalization ANTES de ReLU (puede funcionar mejor)",
-            "batch normalization before ReLU (may work better)",
-        ),
-        Quote(
-            "ReLU 'desactiva'. BN no la deja", "ReLU switches off; BN does not let it"
-        ),
-        Quote(
-            "typically applied after the linear transformation … but before the "
-            "activation"
-        ),
-    ),
-    literature="Mixed. CaffeNet on small ImageNet: 0.474 before, 0.499 after "
-    "(caffenet-benchmark); GoogLeNet: 0.603 before, 0.596 after. The notes show both.",
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule("relu", headline=True),
-        _rule("tanh", headline=False),
+        _rule("relu", literature="qualified"),
+        _rule("tanh"),
         Rule(
             claim="C13",
             text="Normalization keeps ReLU units alive",
@@ -124,7 +104,6 @@ EXPERIMENT = Experiment(
             values=lambda t: (
                 t.tuned("none relu", "dead") - t.tuned("bn before relu", "dead")
             ),
-            headline=False,
         ),
     ),
     draw=draw,

@@ -20,8 +20,9 @@ import numpy as np
 
 import jaxbn
 from experiments.lab import figures
-from experiments.lab.engine import ONCE, Row, each, row
-from experiments.lab.experiment import Experiment, Quote, Rule, Setting
+from experiments.lab.engine import ONCE, each
+from experiments.lab.experiment import Experiment, Rule, Setting
+from experiments.lab.rows import Row, row
 from experiments.lab.table import Table
 
 ARMS = ("none", "bn", "bn epsilon 1e-5")
@@ -51,7 +52,9 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         return output, gradient
 
     keys = jax.random.split(jax.random.key(setting.seed), setting.starts)
-    found = each(differences, (0, None), (None, 0), options=ONCE)(keys, jnp.array(FACTORS))
+    found = each(differences, (0, None), (None, 0), options=ONCE)(
+        keys, jnp.array(FACTORS)
+    )
     return [
         row(
             arm,
@@ -85,7 +88,7 @@ def draw(figure, table: Table) -> None:
     axes.legend()
 
 
-def _rule(metric: str, text: str, *, headline: bool) -> Rule:
+def _rule(metric: str, text: str, literature: str = "") -> Rule:
     return Rule(
         claim="C05",
         text=text,
@@ -93,8 +96,7 @@ def _rule(metric: str, text: str, *, headline: bool) -> Rule:
         least=4.0,
         scale=1.0,
         values=lambda t: digits(t, metric),
-        literature="supported",
-        headline=headline,
+        literature=literature,
     )
 
 
@@ -102,26 +104,11 @@ EXPERIMENT = Experiment(
     number="E05",
     name="scale-invariance",
     title="The gradient is decoupled from the scale of the weights",
-    quotes=(
-        Quote(
-            "La normalización reduce la dependencia del gradiente en la escala de "
-            "parámetros o su inicialización",
-            "normalization reduces the dependence of the gradient on the scale of the "
-            "parameters or their initialization",
-        ),
-        Quote(
-            "desacoplar a escala dos parâmetros da rede neural das atualizações do "
-            "gradiente",
-            "decouple the scale of the parameters from the updates",
-        ),
-    ),
-    literature="An identity up to epsilon (Ioffe and Szegedy, 2015). Decoupled is not "
-    "independent: the gradient shrinks as 1 / a, so growing weights slow training down.",
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule("gradient", "The gradient scales as 1 / a", headline=True),
-        _rule("output", "The output does not depend on a", headline=False),
+        _rule("gradient", "The gradient scales as 1 / a", "supported"),
+        _rule("output", "The output does not depend on a"),
     ),
     draw=draw,
     alt="Difference from the identity against the factor of the weights, log-log.",

@@ -15,10 +15,9 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from experiments.lab.optimizers import OPTIMIZERS, any_of
 from experiments.lab.splits import Splits
 
-CHANCE = 0.1
-_LOST = 23.0  # ten times the loss of guessing among ten classes
 _TRAIN_SHOWN = 512
 
 # Levels of optimization: random numbers run once and few steps are over before a
@@ -27,7 +26,6 @@ ONCE, _MANY = ({"xla_backend_optimization_level": level} for level in (0, 1))
 _FEW_STEPS = 150
 
 Hyper = Mapping[str, Array]
-Row = dict[str, Any]
 
 
 class Context(NamedTuple):
@@ -104,34 +102,6 @@ class Plan:
     seed: int
     optimizer: str | tuple[str, ...] = "sgd"
     probe: Probe | None = None
-
-
-OPTIMIZERS = {
-    "sgd": optax.identity(),
-    "momentum": optax.trace(0.9),
-    "adam": optax.scale_by_adam(),
-    "adamw": optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.01)),
-    "rmsprop": optax.scale_by_rms(),
-}
-
-
-def any_of(names: Sequence[str], chosen: Array) -> optax.GradientTransformation:
-    """All of the optimizers `names` in one program; `chosen` is the position of one."""
-    parts = [OPTIMIZERS[name] for name in names]
-
-    def init(params):
-        return tuple(part.init(params) for part in parts)
-
-    def update(gradient, states, params=None):
-        pairs = [
-            part.update(gradient, s, params)
-            for part, s in zip(parts, states, strict=True)
-        ]
-        directions, states = zip(*pairs, strict=True)
-        one = jax.tree.map(lambda *d: jnp.stack(d)[chosen], *directions)
-        return one, tuple(states)
-
-    return optax.GradientTransformation(init, update)
 
 
 class Outcome(NamedTuple):
@@ -269,66 +239,3 @@ def _run(
     carry = (*begun, tx.init(begun[0]), jnp.int32(0))
     carry, series = lax.scan(until_evaluation, carry, order)
     return Model(carry[0], carry[1]), series
-
-
-def rows_of(outcome: Outcome, arm: str, *, series: Sequence[str] = ()) -> list[Row]:
-    """Returns one row for each start and cell: final numbers, and the named series.
-
-    A run is diverged if its last training loss is not finite or ten times that of
-    guessing; then its accuracies are those of guessing.
-    """
-    found = []
-    starts = len(outcome.series["train_loss"])
-    for start in range(starts):
-        for n, cell in enumerate(outcome.cells):
-            mine = {name: v[start, n] for name, v in outcome.series.items()}
-            metrics = _metrics(mine)
-            shown = {name: plain(mine[name]) for name in series}
-            if shown:
-                shown = {"step": outcome.steps.tolist(), **shown}
-            found.append(row(arm, start, cell, metrics, shown))
-    return found
-
-
-def row(
-    arm: str,
-    start: int,
-    cell: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    series: Mapping[str, Any] | None = None,
-) -> Row:
-    """Returns one line of `runs.jsonl`; numbers that are not finite become null."""
-    return {
-        "arm": arm,
-        "cell": {key: plain(value) for key, value in cell.items()},
-        "start": start,
-        "metrics": {key: plain(value) for key, value in metrics.items()},
-        "series": {key: plain(value) for key, value in (series or {}).items()},
-    }
-
-
-def plain(value: Any) -> Any:
-    """Returns numbers and arrays for JSON, six digits each."""
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value, float)
-    if array.ndim:
-        return [plain(item) for item in array]
-    short = float(f"{array:.6g}")
-    return (
-        (int(short) if short == int(short) else short) if np.isfinite(short) else None
-    )
-
-
-def _metrics(mine: dict[str, np.ndarray]) -> dict[str, float]:
-    last = float(mine["train_loss"][-1])
-    diverged = not np.isfinite(last) or last > _LOST
-    found = {name: float(values[-1]) for name, values in mine.items()}
-    found |= {
-        "validation_area": float(mine["validation_accuracy"].mean()),
-        "test_area": float(mine["test_accuracy"].mean()),
-        "diverged": float(diverged),
-    }
-    if diverged:
-        found |= {name: CHANCE for name in found if name.endswith("_accuracy")}
-    return found

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from experiments.lab.engine import Row
+from experiments.lab.rows import Row
 from experiments.lab.table import Table
 
 Preset = Literal["smoke", "quick", "standard"]
@@ -63,8 +64,7 @@ class Rule:
         scale: what the forest plot divides by: a difference worth talking about.
         values: from the runs to one number for each start; large if the claim holds.
         literature: what published work says: "supported", "contradicted", "qualified".
-        digits: format of the numbers.
-        headline: whether it decides the claim; the others are shown beside it.
+            Only the rule that decides a claim has it; others are shown beside it.
     """
 
     claim: str
@@ -74,8 +74,11 @@ class Rule:
     scale: float
     values: Callable[[Table], np.ndarray]
     literature: str = ""
-    digits: str = ".2f"
-    headline: bool = True
+
+    @property
+    def headline(self) -> bool:
+        """Whether it decides the claim."""
+        return bool(self.literature)
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,6 @@ class Experiment:
         number: "E01" to "E19".
         name: what `run` calls it.
         title: one line.
-        quotes: what the notes say.
-        literature: what published work says, with contradictions.
         arms: what is compared; each is measured, stored and resumed by itself.
         measure: `measure(arm, setting)` returns the rows of an arm.
         rules: one or more decisions.
@@ -99,8 +100,6 @@ class Experiment:
     number: str
     name: str
     title: str
-    quotes: Sequence[Quote]
-    literature: str
     arms: Sequence[str]
     measure: Callable[[str, Setting], list[Row]]
     rules: Sequence[Rule]
@@ -109,6 +108,26 @@ class Experiment:
     exact: bool = True
 
     @property
+    def quotes(self) -> list[Quote]:
+        """What the notes say."""
+        found = self._notes().get("quotes", [])
+        return [Quote(**{k: _joined(v) for k, v in q.items()}) for q in found]
+
+    @property
+    def literature(self) -> str:
+        """What published work says, with contradictions."""
+        return _joined(self._notes()["literature"])
+
+    def _notes(self) -> dict[str, Any]:
+        module = sys.modules[self.measure.__module__].__file__ or ""
+        text = Path(module).with_name("notes.toml").read_text()
+        return tomllib.loads(text)[self.number]
+
+    @property
     def document(self) -> str:
         """The docstring of the claim file."""
         return inspect.getdoc(sys.modules[self.measure.__module__]) or ""
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())

@@ -28,7 +28,7 @@ NAMES = {
     "noisy": "noisy batch normalization",
 }
 _INK = "#010203"  # Replaced by the color of the page's text.
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,

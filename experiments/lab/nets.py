@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from experiments.lab.engine import Context, Net
 from experiments.lab.norms import Norm
@@ -136,6 +136,69 @@ def conv(
         return x @ params["dense"] + params["bias"], new, []
 
     return Net(init, apply)
+
+
+def residual(
+    norm: Norm, blocks: int, *, inputs: int = 64, width: int = 32, branch: float = 1.0
+) -> Net:
+    """Blocks x + a W2 relu(N(W1 relu(N(x)))) with He weights, all in one loop.
+
+    Args:
+        norm: N.
+        blocks: how many.
+        inputs, width: sizes.
+        branch: where the learned factor a starts.
+
+    Returns:
+        A net whose taps are the variance of each branch over that of its skip.
+    """
+
+    def block_init(key):
+        keys = jax.random.split(key)
+        pair = [norm.init(width, {}) for _ in range(2)]
+        params = {
+            "dense": [weights(k, width, width) for k in keys],
+            "norm": [p for p, _ in pair],
+            "alpha": jnp.float32(branch),
+        }
+        return params, [s for _, s in pair]
+
+    def init(key, hyper):
+        keys = jax.random.split(key, 3)
+        params, state = jax.vmap(block_init)(jax.random.split(keys[0], blocks))
+        ends = {
+            "first": weights(keys[1], inputs, width),
+            "last": 0.1 * weights(keys[2], width, 10),
+        }
+        return {"blocks": params, "bias": jnp.zeros(10), **ends}, state
+
+    def apply(params, state, x, context):
+        def block(x, both):
+            own, state = both
+            h, new = x, []
+            for n in range(2):
+                h, changed = norm.apply(own["norm"][n], state[n], h, context)
+                new.append(changed)
+                h = jax.nn.relu(h) @ own["dense"][n]
+            ratio = jnp.var(h, 0).mean() / jnp.var(x, 0).mean()
+            return x + own["alpha"] * h, (new, ratio)
+
+        x = x @ params["first"]
+        x, (state, ratios) = lax.scan(block, x, (params["blocks"], state))
+        return jax.nn.relu(x) @ params["last"] + params["bias"], state, ratios
+
+    return Net(init, apply)
+
+
+def freeze_hidden(net: Net) -> Net:
+    """Freezes the weights of the hidden layers of an `mlp`, but not their norms."""
+
+    def apply(params, state, x, context):
+        hidden = jax.lax.stop_gradient(params["dense"][:-1])
+        frozen = {**params, "dense": [*hidden, params["dense"][-1]]}
+        return net.apply(frozen, state, x, context)
+
+    return Net(net.init, apply)
 
 
 def weights(

@@ -1,15 +1,18 @@
 """Recurrent nets that classify a sequence by their last output."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from experiments.lab.engine import Net
 from experiments.lab.nets import weights
+from experiments.lab.norms import MOMENTUM
 from jaxbn.variants.lstm import init_lstm, lstm
 from jaxbn.variants.timestep import SCALE
 
-STEPS, INPUTS, HIDDEN = 20, 2, 24
+STEPS, INPUTS, HIDDEN = 10, 4, 24
 
 
 def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
@@ -29,7 +32,7 @@ def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
 
     def apply(params, state, x, context):
         sequence = x.reshape(-1, STEPS, INPUTS)
-        options = {"momentum": 0.9} if context.train else {}
+        options: dict[str, Any] = {"momentum": MOMENTUM} if context.train else {}
         outputs, state = lstm(
             params["cell"], state, sequence, training=context.train, **options
         )
@@ -39,14 +42,12 @@ def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
 
 
 def plain_lstm(*, layer_norm: bool = False) -> Net:
-    """The same cell without normalization, or with layer normalization."""
+    """The same cell without normalization, or with layer normalization of its sums."""
 
     def init(key, hyper):
         cell, _ = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=1)
         ones = [jnp.ones_like(cell.hidden_scale), jnp.ones_like(cell.cell_scale)]
-        cell = cell._replace(
-            hidden_scale=ones[0], inputs_scale=ones[0], cell_scale=ones[1]
-        )
+        cell = cell._replace(hidden_scale=ones[0], cell_scale=ones[1])
         return {"cell": cell, **_head(key)}, ()
 
     def norm(x, scale):
@@ -58,8 +59,7 @@ def plain_lstm(*, layer_norm: bool = False) -> Net:
 
         def step(carry, now):
             h, c = carry
-            from_h = norm(h @ p.hidden, p.hidden_scale)
-            gates = from_h + norm(now @ p.inputs, p.inputs_scale) + p.bias
+            gates = norm(h @ p.hidden + now @ p.inputs, p.hidden_scale) + p.bias
             f, i, o, g = jnp.split(gates, 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             shown = norm(c, p.cell_scale) + p.cell_bias

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import itertools
 import random
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from experiments.errors import UserError
 _VALIDATION = {"digits": 288, "mnist1d": 1000}
 _NEW_SEED, _NEW_TEST = 43, 4000
 _NEW_CHECKSUM = "2092b074b22e306baefecfbdac51ca357ccf347488a30a100933f2d5b6caed51"
+_ONE_AT_A_TIME = threading.Lock()  # The generator uses global random numbers.
 _IDX = {
     "train-images-idx3-ubyte": 3,
     "train-labels-idx1-ubyte": 1,
@@ -91,8 +93,13 @@ def mnist(directory: Path, *, starts: int, seed: int, test: int = 10_000) -> Spl
     return Splits(inputs, labels, *rows)
 
 
-@functools.cache
 def _mnist1d() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    with _ONE_AT_A_TIME:
+        return _made()
+
+
+@functools.cache
+def _made() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     old = data.load("mnist1d", starts=1, seed=0)
     module = importlib.import_module("mnist1d.data")
     options = module.get_dataset_args()

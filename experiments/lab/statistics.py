@@ -63,7 +63,8 @@ def effect(values: np.ndarray, *, least: float) -> Effect:
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
     t = (mean - half, mean + half)
     boot = bootstrap(values)
-    p = float(stats.ttest_1samp(values, least)[1])
+    t_value = (mean - least) / (spread / math.sqrt(n))
+    p = float(2 * stats.t.sf(abs(t_value), n - 1))
     return Effect(mean, min(boot[0], t[0]), max(boot[1], t[1]), boot, t, p, n)
 
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from experiments import files
-from experiments.lab.engine import Row, plain
 from experiments.lab.experiment import Experiment, Rule
+from experiments.lab.rows import Row, plain
 from experiments.lab.statistics import Effect, effect, holm, verdict
 from experiments.lab.table import Table
 

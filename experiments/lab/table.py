@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab.engine import Row
+from experiments.lab.rows import Row
 
 
 class Table:
@@ -56,6 +56,14 @@ class Table:
     ) -> np.ndarray:
         """Returns `metric` of every start in the best cell."""
         return self.values(arm, metric, **self.best(arm, by, **choice))
+
+    def gain(
+        self, first: str, second: str, metric: str = "test_accuracy", **choice: Any
+    ) -> np.ndarray:
+        """Returns `metric` of one arm minus another's, each in its best cell."""
+        return self.tuned(first, metric, **choice) - self.tuned(
+            second, metric, **choice
+        )
 
     def series(self, arm: str, name: str, **choice: Any) -> np.ndarray:
         """Returns a series of every start, (starts, points)."""
