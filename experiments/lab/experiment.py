@@ -24,7 +24,8 @@ class Setting:
     """How much to measure, and with which random numbers.
 
     Attributes:
-        preset: "smoke" shows that it runs, "quick" decides, "standard" has more starts.
+        preset: "smoke" shows that it runs and decides nothing, "quick" decides,
+            "standard" has more starts.
         seed: of splits, weights, batches and noise.
         data_dir: directory with the IDX files of MNIST. Default: the digits.
     """

@@ -9,6 +9,7 @@ _COLORS = {
     "contradicted": "#D55E00",
     "inconclusive": "#8A8A8A",
 }
+_PUBLISHED = {"supported": "+", "contradicted": "−", "qualified": "±"}
 _LINEAR = 1.0
 
 
@@ -38,6 +39,13 @@ def draw(figure: Any, verdicts: list[dict]) -> None:
         color = _COLORS.get(row["verdict"], _COLORS["inconclusive"])
         axes.plot([low, high], [n, n], color=color, lw=2.5, solid_capstyle="round")
         axes.plot(mean, n, "o", color=color, ms=6)
+    for n, row in enumerate(verdicts):
+        axes.text(
+            *(1.02, n, _PUBLISHED.get(row["literature"], "")),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+        )
+    axes.text(1.0, -0.8, "published", transform=axes.get_yaxis_transform(), ha="right")
     axes.axvline(0, lw=1.2, color=axes.spines["bottom"].get_edgecolor())
     axes.set_xscale("symlog", linthresh=_LINEAR)
     axes.set_xlim(-3 * limit, 3 * limit)

@@ -28,7 +28,7 @@ _VERDICT = {
     "experiment": str,
     "text": str,
     "verdict": {"supported", "contradicted", "inconclusive", "not run"},
-    "literature": str,
+    "literature": {"", "supported", "contradicted", "qualified"},
     "effect": str,
     "least": NUMBER,
     "scale": NUMBER,

@@ -6,7 +6,8 @@ is fixed before anything runs:
 
     supported     the whole interval is above the smallest effect of interest,
     contradicted  the whole interval is below it,
-    inconclusive  otherwise, or if the Holm-adjusted p-value is 0.05 or more,
+    inconclusive  otherwise, or if the Holm-adjusted p-value is 0.05 or more, or from
+                  fewer than three starts,
     not run       there are no runs.
 """
 
@@ -20,6 +21,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+_FEWEST = 3
 Verdict = Literal["supported", "contradicted", "inconclusive", "not run"]
 
 
@@ -100,7 +102,7 @@ def verdict(found: Effect | None, *, least: float, p: float) -> Verdict:
     """Returns the decision; `p` is the adjusted p-value."""
     if found is None:
         return "not run"
-    if p >= 1 - CONFIDENCE:
+    if p >= 1 - CONFIDENCE or found.n < _FEWEST:
         return "inconclusive"
     if found.low > least:
         return "supported"
