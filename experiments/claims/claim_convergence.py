@@ -12,7 +12,7 @@ last hidden unit sees are recorded as in the paper's figure 1.
 Refuted if: with the published sigmoid net the speed-up is less than 1.2 times.
 
 Command: python -m experiments run convergence --preset quick
-Runtime: smoke 15 s, quick 60 s, standard 5 minutes on two cores.
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ Refuted if: a training step takes 10 % longer or more. These are times: they are
 same from run to run, unlike all other numbers here.
 
 Command: python -m experiments run cost --preset quick
-Runtime: smoke 10 s, quick 25 s, standard 45 s on two cores.
+Runtime: quick about 20 s on two busy cores (standard: twice that).
 """
 
 import time

@@ -12,7 +12,7 @@ Refuted if: after 40 steps plain running averages are less than two points worse
 the batch's own statistics.
 
 Command: python -m experiments run inference-statistics --preset quick
-Runtime: smoke 14 s, quick 30 s, standard 2 minutes on two cores.
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 from experiments.lab import norms, splits

@@ -14,7 +14,7 @@ Refuted if: the smoothness is not at least 1.5 times better (raw); beside it, th
 for the number that does not depend on the scale.
 
 Command: python -m experiments run landscape --preset quick
-Runtime: smoke 10 s, quick 25 s, standard 2 minutes on two cores.
+Runtime: quick about 10 s on two busy cores (standard: twice that).
 """
 
 import functools

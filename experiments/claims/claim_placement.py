@@ -12,7 +12,7 @@ Refuted if: the difference in test accuracy is less than half a point or of the
 opposite sign. The dead units are refuted if normalization saves less than 1 %.
 
 Command: python -m experiments run placement --preset quick
-Runtime: smoke 12 s, quick 70 s, standard 4 minutes on two cores.
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 from experiments.lab import figures, norms, probes, splits

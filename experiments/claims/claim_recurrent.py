@@ -14,7 +14,7 @@ Refuted if: batch normalization adds less than two points of test accuracy in th
 number of steps.
 
 Command: python -m experiments run recurrent --preset quick
-Runtime: smoke 25 s, quick 120 s, standard 8 minutes on two cores.
+Runtime: quick about 90 s on two busy cores (standard: twice that).
 """
 
 from experiments.lab import figures, splits

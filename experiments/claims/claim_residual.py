@@ -11,7 +11,7 @@ variance of each branch over that of its skip before training, 64 blocks.
 Refuted if: the advantage with 32 blocks is not five points larger than with 4.
 
 Command: python -m experiments run residual --preset quick
-Runtime: smoke 14 s, quick 70 s, standard 4 minutes on two cores.
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 import jax

@@ -13,7 +13,7 @@ mean square without subtracting the mean: orthogonality gap, mean over the last 
 Refuted if: batch normalization keeps less than one dimension more.
 
 Command: python -m experiments run spectrum --preset quick
-Runtime: smoke 8 s, quick 15 s, standard 30 s on two cores.
+Runtime: quick about 25 s on two busy cores (standard: twice that).
 """
 
 import jax

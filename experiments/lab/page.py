@@ -160,7 +160,8 @@ def _made_with(loaded: dict[str, Any]) -> str:
     return (
         f"Preset {config['preset']}, seed {config['seed']}; commit {commit}; Python "
         f"{environment.get('python')}, jax {packages.get('jax')}, "
-        f"{environment.get('cpu_count')} cores; measured in {seconds / 60:.1f} minutes."
+        f"{environment.get('cpu_count')} cores; all arms together took "
+        f"{seconds / 60:.0f} minutes, two at a time."
     )
 
 

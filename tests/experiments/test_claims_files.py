@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import pkgutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from experiments import claims
 from experiments.claims import experiments
+from experiments.lab.page import number
+from experiments.verify import verify
 
 NAMES = [m.name for m in pkgutil.iter_modules(claims.__path__)]
 ALL = experiments()
@@ -73,3 +76,22 @@ def test_experiments_use_the_library_by_its_public_names():
     )
     for path in files:
         assert "jaxbn.core" not in path.read_text(), path
+
+
+def test_the_readme_shows_the_committed_verdicts():
+    top = Path(claims.__path__[0]).parents[1]
+    if not (top / "results").is_dir():
+        pytest.skip("not a checkout")
+    readme = (top / "README.md").read_text()
+    content = json.loads((top / "results/quick/verdicts.json").read_text())
+    for row in content["verdicts"]:
+        shown = f"| {row['claim']} {row['text']} | {row['verdict']} |"
+        assert shown in readme
+        assert f"{number(row)} | `run {row['experiment']}` |" in readme
+
+
+def test_the_committed_results_follow_from_their_runs():
+    top = Path(claims.__path__[0]).parents[1]
+    if not (top / "results").is_dir():
+        pytest.skip("not a checkout")
+    assert verify(top / "results/quick") == []
