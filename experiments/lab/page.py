@@ -42,7 +42,8 @@ def page(
         "<p class=soft>Each row is the mean over the starts with its 95 % interval, as "
         "a distance from the smallest effect that would support the claim, in the "
         "units its rule names. At the right: what published work says (+ supported, "
-        "− contradicted, ± qualified). Rules were written before the run.</p>",
+        "− contradicted, ± qualified). Rules are part of the code "
+        "and were fixed before the run.</p>",
         _verdict_table(verdicts),
         *sections,
     ]
