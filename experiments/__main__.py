@@ -1,7 +1,7 @@
 """The command line: python -m experiments COMMAND [options].
 
-Exit codes: 0 done, 2 something the user can put right (one line on stderr), 130
-interrupted.
+Exit codes: 0 done, 2 something the user can put right (one line on stderr), 4 a check
+failed, 5 out of time (what finished is kept), 130 interrupted.
 """
 
 import importlib
@@ -29,6 +29,21 @@ COMMANDS = {
         "experiments.train",
         "TrainConfig",
         "trains a small residual net with and without a normalization",
+    ),
+    "run": Command(
+        "experiments.study",
+        "RunConfig",
+        "measures what is claimed about batch normalization, with verdicts",
+    ),
+    "verify": Command(
+        "experiments.verify",
+        "VerifyConfig",
+        "checks the files of a run and derives its verdicts again",
+    ),
+    "report": Command(
+        "experiments.report",
+        "ReportConfig",
+        "makes one page of a run, with figures",
     ),
     "bench": Command(
         "experiments.bench",

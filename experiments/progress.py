@@ -24,16 +24,17 @@ class StepProgress:
     Attributes:
         total: steps of the whole run.
         begin: steps that an earlier session took.
+        unit: what a step is called, in the plural.
     """
 
-    def __init__(self, total: int, *, begin: int = 0):
-        self.total, self.begin = total, begin
+    def __init__(self, total: int, *, begin: int = 0, unit: str = "steps"):
+        self.total, self.begin, self.unit = total, begin, unit
         self._started = time.monotonic()
         self._lines = begin * _LINES // total
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = _bar(console)
+            self._bar = _bar(console, unit)
             self._task: TaskID = self._bar.add_task("", total=total, completed=begin)
 
     def __enter__(self) -> "StepProgress":
@@ -74,17 +75,18 @@ class StepProgress:
             spent = time.monotonic() - self._started
             left = spent / max(step - self.begin, 1) * (self.total - step)
             print(
-                f"step {step} of {self.total}  {text}  about {left:.0f} s left",
+                f"{self.unit[:-1]} {step} of {self.total}  {text}  "
+                f"about {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: Console, unit: str) -> Progress:
     return Progress(
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("steps"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),

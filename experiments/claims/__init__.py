@@ -1,0 +1,28 @@
+"""One file per claim; `experiments()` lists what they declare, in their order."""
+
+import importlib
+import pkgutil
+
+from experiments.errors import UserError
+from experiments.lab.experiment import Experiment
+
+
+def experiments() -> dict[str, Experiment]:
+    """Returns every experiment by its name, E01 first."""
+    names = [m.name for m in pkgutil.iter_modules(__path__) if "claim_" in m.name]
+    found = [importlib.import_module(f"{__name__}.{name}").EXPERIMENT for name in names]
+    return {one.name: one for one in sorted(found, key=lambda one: one.number)}
+
+
+def chosen(names: tuple[str, ...]) -> list[Experiment]:
+    """Returns the experiments called `names`, where "all" stands for all."""
+    known = experiments()
+    wanted = list(known) if "all" in names else list(dict.fromkeys(names))
+    missing = [name for name in wanted if name not in known]
+    if missing or not wanted:
+        got = f"got {missing[0]!r}" if missing else "got none"
+        raise UserError(
+            f"`NAME` must be 'all' or some of {', '.join(known)}, {got}. "
+            "For example: python -m experiments run convergence."
+        )
+    return [known[name] for name in known if name in wanted]

@@ -1,0 +1,97 @@
+"""E11: batch normalization and recurrent nets.
+
+Source: Cooijmans et al., Recurrent batch normalization, 2016 (statistics per time step,
+gamma starts at 0.1); Laurent et al., 2015 (normalizing the recurrence does not help).
+One note says that it works in recurrent nets, two say that layer normalization may work
+better.
+
+Measured: MNIST-1D as a sequence of 10 steps of 4 numbers, an LSTM of 24 units
+(`jaxbn.variants.lstm` where it is normalized), RMSProp, best of three learning rates:
+plain; batch normalization with gamma 0.1, with gamma 1, and with the statistics of all
+steps shared; layer normalization.
+
+Refuted if: batch normalization adds less than two points of test accuracy in the same
+number of steps.
+
+Command: python -m experiments run recurrent --preset quick
+Runtime: quick about 90 s on two busy cores (standard: twice that).
+"""
+
+from experiments.lab import figures, splits
+from experiments.lab.engine import Net, Plan, train
+from experiments.lab.experiment import Experiment, Rule, Setting
+from experiments.lab.recurrent import normalized_lstm, plain_lstm
+from experiments.lab.rows import Row, rows_of
+from experiments.lab.table import Table
+
+ARMS = ("none", "bn", "bn gamma 1", "bn shared", "ln")
+
+
+def measure(arm: str, setting: Setting) -> list[Row]:
+    """Trains one kind of LSTM."""
+    plan = Plan(
+        net(arm),
+        splits.mnist1d(starts=setting.starts, seed=setting.seed),
+        cells=[{"lr": lr} for lr in setting.pick((0.01,), (0.003, 0.01))],
+        steps=setting.pick(20, 500),
+        batch=64,
+        evals=setting.pick(2, 6),
+        seed=setting.seed,
+        optimizer="rmsprop",
+    )
+    return rows_of(train(plan), arm, series=("test_accuracy",))
+
+
+def net(arm: str) -> Net:
+    """Returns the LSTM of an arm."""
+    if not arm.startswith("bn"):
+        return plain_lstm(layer_norm=arm == "ln")
+    scale = 1.0 if arm == "bn gamma 1" else 0.1
+    return normalized_lstm(scale=scale, shared=arm == "bn shared")
+
+
+def draw(figure, table: Table) -> None:
+    """Draws the test accuracy against steps."""
+    axes = figure.subplots()
+    colors = dict(zip(ARMS, ("none", "bn", "noisy", "gn", "ln"), strict=True))
+    for arm, name in colors.items():
+        cell = table.best(arm)
+        values = table.series(arm, "test_accuracy", **cell).mean(0)
+        steps = table.series(arm, "step", **cell)[0]
+        axes.plot(steps, values, "o-", color=figures.COLORS[name], label=arm)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("test accuracy")
+    axes.legend()
+
+
+def _rule(text: str, first: str, second: str, **options) -> Rule:
+    return Rule(
+        claim="C12",
+        text=text,
+        effect=f"test accuracy, {first} minus {second}, tuned rates",
+        values=lambda t: (
+            t.tuned(first, "test_accuracy") - t.tuned(second, "test_accuracy")
+        ),
+        **{"least": 0.02, "scale": 0.05, **options},
+    )
+
+
+EXPERIMENT = Experiment(
+    number="E11",
+    name="recurrent",
+    title="Recurrent nets",
+    arms=ARMS,
+    measure=measure,
+    rules=(
+        _rule(
+            "It works in recurrent nets",
+            *("bn", "none"),
+            literature="qualified",
+        ),
+        _rule("Gamma must start small", "bn", "bn gamma 1"),
+        _rule("Every step needs its own statistics", "bn", "bn shared"),
+        _rule("Layer normalization works better", "ln", "bn"),
+    ),
+    draw=draw,
+    alt="Test accuracy against steps for five kinds of LSTM.",
+)

@@ -1,0 +1,141 @@
+"""E19: deep networks profit most, because residual branches start small.
+
+Source: De and Smith, Batch normalization biases residual blocks towards the identity
+function, 2020: the branch of block l starts about l times smaller (in variance) than
+the skip, and a learned factor that starts at zero (SkipInit) does the same.
+
+Measured: residual nets of width 32 with He weights, on the digits, 4 and 32 blocks:
+plain, with batch normalization and with SkipInit, best of five learning rates; and the
+variance of each branch over that of its skip before training, 64 blocks.
+
+Refuted if: the advantage with 32 blocks is not five points larger than with 4.
+
+Command: python -m experiments run residual --preset quick
+Runtime: quick about 60 s on two busy cores (standard: twice that).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lab import figures, norms, splits
+from experiments.lab.engine import ONCE, Context, Net, Plan, each, train
+from experiments.lab.experiment import Experiment, Rule, Setting
+from experiments.lab.nets import residual
+from experiments.lab.rows import Row, row, rows_of
+from experiments.lab.table import Table
+
+ARMS = ("none", "bn", "skip init", "none start", "bn start")
+SHALLOW, DEEP = 4, 32
+
+
+def measure(arm: str, setting: Setting) -> list[Row]:
+    """Trains shallow and deep nets, or looks at branches before training."""
+    if arm.endswith("start"):
+        return at_start(arm, setting)
+    found = []
+    for blocks in (SHALLOW, DEEP):
+        plan = Plan(
+            net_of(arm, blocks),
+            splits.digits(starts=setting.starts, seed=setting.seed),
+            cells=[
+                {"blocks": blocks, "lr": lr}
+                for lr in setting.pick((0.03,), (0.0001, 0.001, 0.01, 0.03, 0.1))
+            ],
+            steps=setting.pick(20, 300),
+            batch=64,
+            evals=setting.pick(1, 3),
+            seed=setting.seed,
+            optimizer="momentum",
+        )
+        found += rows_of(train(plan), arm)
+    return found
+
+
+def net_of(arm: str, blocks: int) -> Net:
+    """Returns the net of an arm."""
+    norm = norms.batch() if arm.startswith("bn") else norms.none()
+    return residual(norm, blocks, branch=0.0 if arm == "skip init" else 1.0)
+
+
+def at_start(arm: str, setting: Setting) -> list[Row]:
+    """Returns the variance of branches over skips for 64 untrained blocks."""
+    net = net_of(arm, 2 * DEEP)
+
+    def ratios(key, _):
+        params, state = net.init(key, {})
+        x = jax.random.normal(key, (256, 64))
+        return net.apply(params, state, x, Context(True, key, {}))[2]
+
+    keys = jax.random.split(jax.random.key(setting.seed), setting.starts)
+    found = each(ratios, (0, None), (None, 0), options=ONCE)(keys, jnp.zeros(1))
+    logs = np.log(np.asarray(found)[:, 0, 4:])
+    slopes = np.polyfit(np.log(np.arange(5, 2 * DEEP + 1)), logs.T, 1)[0]
+    return [
+        row(arm, start, {}, {"slope": slopes[start]}, {"ratio": found[start, 0]})
+        for start in range(setting.starts)
+    ]
+
+
+def advantage(table: Table, arm: str, blocks: int) -> np.ndarray:
+    """Returns the test accuracy of an arm minus that of plain nets, best rates."""
+    one, plain = (
+        table.tuned(name, "test_accuracy", blocks=blocks) for name in (arm, "none")
+    )
+    return one - plain
+
+
+def draw(figure, table: Table) -> None:
+    """Draws the accuracy of every net, and the branches before training."""
+    left, right = figure.subplots(1, 2)
+    groups = {
+        f"{arm}, {blocks}": table.tuned(arm, "test_accuracy", blocks=blocks)
+        for arm in ARMS[:3]
+        for blocks in dict.fromkeys(cell["blocks"] for cell in table.cells(arm))
+    }
+    figures.strips(left, groups, label="test accuracy, best rate")
+    for arm in ARMS[3:]:
+        values = table.series(arm, "ratio").mean(0)
+        right.loglog(np.arange(1, len(values) + 1), values, color=figures.color(arm))
+    right.set_xlabel("block")
+    right.set_ylabel("variance of branch / skip")
+
+
+def _rule(claim: str, text: str, effect: str, least: float, values, **options) -> Rule:
+    common = {"scale": 0.1}
+    return Rule(claim, text, effect, least, values=values, **{**common, **options})
+
+
+EXPERIMENT = Experiment(
+    number="E19",
+    name="residual",
+    title="Deep residual nets",
+    arms=ARMS,
+    measure=measure,
+    rules=(
+        _rule(
+            "C20b",
+            "Deep networks profit most",
+            "advantage in test accuracy with 32 blocks minus with 4",
+            0.05,
+            lambda t: advantage(t, "bn", DEEP) - advantage(t, "bn", SHALLOW),
+            literature="supported",
+        ),
+        _rule(
+            "C20b",
+            "Batch normalization beats starting branches at zero",
+            "test accuracy with 32 blocks, bn minus skip init",
+            0.01,
+            lambda t: advantage(t, "bn", DEEP) - advantage(t, "skip init", DEEP),
+        ),
+        _rule(
+            "C20b",
+            "Normalized branches start ever smaller",
+            "minus the log-log slope of branch over skip against the block",
+            0.8,
+            lambda t: -t.values("bn start", "slope"),
+        ),
+    ),
+    draw=draw,
+    alt="Test accuracy with 4 and 32 blocks; size of branches before training.",
+)

@@ -1,0 +1,1 @@
+"""What the claims share: data, nets, training, statistics, files and the report."""

@@ -1,0 +1,99 @@
+"""Checks the files of a run: their schema, that nothing is missing, that they agree.
+
+Run: python -m experiments verify runs/claims
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.claims import chosen
+from experiments.errors import UserError
+from experiments.lab import schema, store
+from experiments.lab.experiment import Experiment, Setting
+
+FAILED = 4
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Checks the files of a run and derives its verdicts again."""
+
+    directory: tyro.conf.Positional[Path] = Path("runs/claims")
+    """The `--out` of a run."""
+
+
+def main(config: VerifyConfig) -> int:
+    """Prints what is wrong, and returns 4 if anything is."""
+    problems = verify(config.directory)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        return FAILED
+    print(f"{config.directory}: the files are complete and agree with each other")
+    return 0
+
+
+def verify(directory: Path) -> list[str]:
+    """Returns what is wrong with the run in `directory`, one line each."""
+    loaded = {name: _load(directory / name) for name in schema.FILES}
+    problems = [
+        f"{name}: {problem}"
+        for name, content in loaded.items()
+        for problem in schema.problems(name, content)
+    ]
+    if problems:
+        return problems
+    config = loaded["config.json"]
+    wanted = chosen(tuple(config["names"]))
+    lines = loaded["runs.jsonl"]
+    rows: dict[str, list] = {}
+    for line in lines:
+        rows.setdefault(line["experiment"], []).append(line)
+    problems = [p for one in wanted for p in _missing(one, rows, config)]
+    if problems:
+        return problems
+    effects, verdicts = store.conclude(wanted, rows, config)
+    again = {
+        "summary.csv": store.summary(lines),
+        "effects.json": effects,
+        "verdicts.json": verdicts,
+    }
+    return [
+        f"{name}: does not follow from runs.jsonl"
+        for name, content in again.items()
+        if loaded[name] != content
+    ]
+
+
+def _load(path: Path) -> Any:
+    try:
+        text = path.read_text()
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines()]
+        return json.loads(text) if path.suffix == ".json" else text
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"`DIR` must hold the files of a run, but '{path}' cannot be read: "
+            f"{error}. Make one with: python -m experiments run."
+        ) from error
+
+
+def _missing(experiment: Experiment, rows: dict, config: dict) -> list[str]:
+    own = rows.get(experiment.name, [])
+    starts = Setting(config["preset"], config["seed"]).starts
+    found = []
+    for arm in experiment.arms:
+        mine = [row for row in own if row["arm"] == arm]
+        cells = {json.dumps(row["cell"]) for row in mine}
+        if {row["start"] for row in mine} != set(range(starts)):
+            found.append(f"{experiment.name}: arm {arm!r} lacks starts of {starts}")
+        elif len(mine) != starts * len(cells):
+            found.append(
+                f"{experiment.name}: arm {arm!r} lacks cells or has them twice"
+            )
+    return found

@@ -1,0 +1,97 @@
+"""The claim files: short, complete, each in its own words."""
+
+import importlib
+import itertools
+import json
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+from experiments import claims
+from experiments.claims import experiments
+from experiments.lab.page import number
+from experiments.verify import verify
+
+NAMES = [m.name for m in pkgutil.iter_modules(claims.__path__)]
+ALL = experiments()
+
+
+def source(name):
+    return (Path(claims.__path__[0]) / f"{name}.py").read_text()
+
+
+def test_there_are_nineteen():
+    assert [one.number for one in ALL.values()] == [f"E{n:02}" for n in range(1, 20)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_in_minutes(name):
+    assert len(source(name).splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_says_all(name):
+    text = importlib.import_module(f"experiments.claims.{name}").__doc__ or ""
+    for word in ("Source:", "Measured:", "Refuted if:", "Command:", "Runtime:"):
+        assert word in text, word
+
+
+def test_no_ten_lines_appear_twice():
+    seen = {}
+    for name in NAMES:
+        lines = [line.strip() for line in source(name).splitlines() if line.strip()]
+        for n in range(len(lines) - 9):
+            block = "\n".join(lines[n : n + 10])
+            assert seen.setdefault(block, name) == name, block
+
+
+@pytest.mark.parametrize("one", ALL.values(), ids=list(ALL))
+def test_claims_have_quotes_literature_and_a_rule_that_decides(one):
+    assert one.quotes and one.literature
+    assert any(rule.headline for rule in one.rules)
+    assert all(rule.scale > 0 for rule in one.rules)
+    words = {"", "supported", "contradicted", "qualified"}
+    assert {rule.literature for rule in one.rules} <= words
+
+
+def test_every_claim_is_decided_once():
+    decided = [
+        rule.claim for one in ALL.values() for rule in one.rules if rule.headline
+    ]
+    assert len(set(decided)) == len(decided)
+    bare = {claim.rstrip("ab") for claim in decided}
+    assert bare == {f"C{n:02}" for n in range(1, 25)}
+
+
+def test_commands_in_docstrings_name_the_experiment():
+    for name, one in ALL.items():
+        assert f"experiments run {name} --preset quick" in one.document
+
+
+def test_experiments_use_the_library_by_its_public_names():
+    files = itertools.chain(
+        Path(claims.__path__[0]).glob("*.py"),
+        Path(claims.__path__[0]).parent.joinpath("lab").glob("*.py"),
+    )
+    for path in files:
+        assert "jaxbn.core" not in path.read_text(), path
+
+
+def test_the_readme_shows_the_committed_verdicts():
+    top = Path(claims.__path__[0]).parents[1]
+    if not (top / "results").is_dir():
+        pytest.skip("not a checkout")
+    readme = (top / "README.md").read_text()
+    content = json.loads((top / "results/quick/verdicts.json").read_text())
+    for row in content["verdicts"]:
+        shown = f"| {row['claim']} {row['text']} | {row['verdict']} |"
+        assert shown in readme
+        assert f"{number(row)} | `run {row['experiment']}` |" in readme
+
+
+def test_the_committed_results_follow_from_their_runs():
+    top = Path(claims.__path__[0]).parents[1]
+    if not (top / "results").is_dir():
+        pytest.skip("not a checkout")
+    assert verify(top / "results/quick") == []

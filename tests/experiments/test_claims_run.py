@@ -1,0 +1,184 @@
+"""The commands run, verify and report, on the experiments that take a second."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+from train_runs import contents
+
+from experiments import study
+from experiments.__main__ import main
+from experiments.lab import store
+
+NAMES = ("scale-invariance", "spectrum")
+ANY_TIME = ("timings.json", "parts")
+
+
+def run(out, *options, names=NAMES):
+    return main(["run", *names, "--preset", "smoke", "--out", str(out), *options])
+
+
+def steady(out):
+    """What must not differ between two runs; parts hold seconds."""
+    return {k: v for k, v in contents(out).items() if not k.startswith(ANY_TIME)}
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory):
+    out = tmp_path_factory.mktemp("claims") / "run"
+    assert run(out) == 0
+    return out
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    return shutil.copytree(finished_once, tmp_path / "run")
+
+
+def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
+    assert run(tmp_path / "again", "--jobs", "1") == 0
+    assert steady(finished) == steady(tmp_path / "again")
+
+
+def test_resume_repeats_nothing_that_finished(finished, capsys, monkeypatch):
+    gone = next((finished / "parts" / "spectrum").iterdir())
+    gone.unlink()
+    kept = {p: p.stat().st_mtime_ns for p in finished.rglob("parts/*/*.json")}
+    before = steady(finished)
+    assert main(["run", "--resume", "--out", str(finished)]) == 0
+    assert steady(finished) == before
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_a_part_that_was_cut_off_by_a_kill_is_measured_again(finished):
+    # Parts are written in one step, so a kill leaves none rather than half of one.
+    (finished / "parts" / "spectrum" / ".bn.json.1.tmp").write_text('{"rows": [')
+    assert main(["run", "--resume", "--out", str(finished)]) == 0
+
+
+def test_resume_with_another_seed_is_refused(finished, capsys):
+    assert main(["run", "--resume", "--out", str(finished), "--seed", "7"]) == 2
+    assert "`--seed` must stay 0" in capsys.readouterr().err
+
+
+def test_out_of_time_keeps_what_finished(tmp_path, monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(study.time, "monotonic", lambda: float(next(clock)))
+    assert run(tmp_path / "run", "--max-minutes", "1") == study.OUT_OF_TIME
+    verdicts = json.loads((tmp_path / "run" / "verdicts.json").read_text())
+    assert {row["verdict"] for row in verdicts["verdicts"]} == {"not run"}
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["report", str(tmp_path / "run")]) == 0
+
+
+def test_verify_accepts_a_finished_run(finished, capsys):
+    assert main(["verify", str(finished)]) == 0
+
+
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        ("verdicts.json", '"supported"', '"proved"', "must be one of"),
+        ("effects.json", '"mean": ', '"mean": 1', "does not follow"),
+        ("runs.jsonl", '"start": 1', '"start": 0', "lacks"),
+        ("runs.jsonl", '"schema": 1', '"schema": 2', "must be one of"),
+        ("summary.csv", "spectrum", "spektrum", "does not follow"),
+    ],
+)
+def test_verify_finds_what_was_changed(finished, capsys, name, old, new, message):
+    path = finished / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert main(["verify", str(finished)]) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_verify_without_a_run_is_one_line(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--seed", "-1"), "`--seed` must be at least 0"),
+        (("--max-minutes", "0"), "`--max-minutes` must be positive"),
+        (("--jobs", "0"), "`--jobs` must be at least 1"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, capsys, options, message):
+    assert run(tmp_path / "run", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", [(), ("convergense",)])
+def test_unknown_experiments_are_listed(tmp_path, capsys, names):
+    assert run(tmp_path / "run", names=names) == 2
+    assert "convergence, learning-rate" in capsys.readouterr().err
+
+
+def test_the_report_needs_nothing_else(finished):
+    assert main(["report", str(finished)]) == 0
+    text = (finished / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|url\((?!#)", text)
+    assert "<script" not in text
+    assert text.index("forest-") < text.index("<section")
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for name in ("forest", *NAMES):
+        assert (finished / "figures" / f"{name}.png").read_bytes()[1:4] == b"PNG"
+        assert (finished / "figures" / f"{name}.svg").is_file()
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_the_page(finished, tmp_path, width, scheme):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    assert main(["report", str(finished)]) == 0
+    picture = tmp_path / "page.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    size = [f"--window-size={max(width, 500)},900", f"--screenshot={picture}"]
+    page = (finished / "report.html").as_uri()
+    command = [chromium, *options, *dark, *size, page]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    from matplotlib.image import imread
+
+    pixels = imread(picture)[..., :3]
+    paper = pixels[5, 5].mean()
+    assert (paper < 0.2) if scheme == "dark" else (paper > 0.9)
+    assert pixels.std() > 0.03  # Text and figures, not an empty page.
+
+
+def test_ctrl_c_stops_after_the_arms_that_run(tmp_path, monkeypatch, capsys):
+    out, measure = tmp_path / "run", study._measure_arm
+
+    def slow(*arguments):
+        import os
+        import signal
+
+        found = measure(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(study, "_measure_arm", slow)
+    assert run(out, "--jobs", "1") == 130
+    assert 1 <= len(list(out.rglob("parts/*/*.json"))) < 6
+    monkeypatch.undo()
+    assert main(["run", "--resume", "--out", str(out)]) == 0
+
+
+def test_the_command_of_an_experiment_reproduces_it():
+    one = study.chosen(("spectrum",))[0]
+    assert store.command(one, {"preset": "quick", "seed": 3}) == (
+        "python -m experiments run spectrum --preset quick --seed 3"
+    )
