@@ -110,7 +110,7 @@ def batch_norm(
             which the next layer keeps anyway; the activation must have an inverse, and
             a |scale| below 2^-10 counts as 2^-10. "recompute": `x`, and y is computed
             again, also for the next layer, under `jaxbn.recompute_policy`.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
         debias, unbiased, skip_nonfinite: how the running statistics are updated, see
             `jaxbn.update`.
 
