@@ -62,7 +62,7 @@ class BatchNorm(nn.Module):
         unbiased: store the unbiased variance.
         skip_nonfinite: keep batches with an infinite or NaN moment out of the running
             statistics.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
     """
 
     use_running_average: bool | None = None

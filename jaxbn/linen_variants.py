@@ -29,7 +29,7 @@ class _Variant(hooks.Hooks, nn.Module):
         bias_init, scale_init: how they start.
         axis_name: mesh or vmap axes to share statistics over; not used in `init`.
         activation: applied to the result; a name or a function.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
     """
 
     use_running_average: bool | None = None

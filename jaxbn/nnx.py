@@ -68,7 +68,7 @@ class BatchNorm(nnx.Module):
         unbiased: store the unbiased variance.
         skip_nonfinite: keep batches with an infinite or NaN moment out of the running
             statistics.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
     """
 
     def __init__(

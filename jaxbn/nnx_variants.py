@@ -32,7 +32,7 @@ class _Variant(hooks.Hooks, nnx.Module):
         bias_init, scale_init: how they start.
         axis_name: mesh or vmap axes to share statistics over.
         activation: applied to the result; a name or a function.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
         rngs: for the initializers.
     """
 

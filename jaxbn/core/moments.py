@@ -66,7 +66,7 @@ def moments(
         shift: a guess of the mean, the shape of the feature axes; the same on all
             members of `axis_name`. A good one saves a pass over `x`, a bad one costs
             no accuracy. Default: zero.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
 
     Returns:
         Moments of the shape of the feature axes, in float32, or float64 for float64

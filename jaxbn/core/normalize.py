@@ -43,7 +43,7 @@ def normalize(
         activation: "relu", "relu6", "silu", "gelu", "leaky_relu", an elementwise
             function or None.
         residual: the shape of `x`; added before the activation.
-        implementation: "xla", or None for the fastest that is right.
+        implementation: "xla", "native", or None for the fastest that is right.
 
     Returns:
         y, with the shape and type of `x`.
