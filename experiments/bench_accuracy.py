@@ -4,6 +4,7 @@ Inputs: float32, 4,096 rows of 64 channels, standard deviation 1, mean up to 1e5
 Every library with its defaults and epsilon 1e-5.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -50,6 +51,11 @@ def _figure(error: float) -> str:
 
 def _jaxbn(x):
     return jax.jit(jaxbn.batch_norm)(x, jaxbn.init_state(CHANNELS))[0]
+
+
+def _jaxbn_without_kernels(x):
+    run = functools.partial(jaxbn.batch_norm, implementation="xla")
+    return jax.jit(run)(x, jaxbn.init_state(CHANNELS))[0]
 
 
 def _jaxbn_synchronised(x):
@@ -115,6 +121,7 @@ def _torch(x):
 
 LIBRARIES = {
     "jaxbn": _jaxbn,
+    "jaxbn, without kernels": _jaxbn_without_kernels,
     "jaxbn, 8 replicas": _jaxbn_synchronised,
     "flax": _flax,
     "flax, two passes": _flax_two_pass,

@@ -262,14 +262,14 @@ template <class A> struct Terms {
 
 template <int kRows, class A, class F>
 JAXBN_INLINE void add_rows(A* s1, A* s2, int64_t unit_index, const int64_t* offsets, const F& f) {
-  Pair<A> first = arranged<A>(s1, unit_index), second = arranged<A>(s2, unit_index);
-  for (int r = 0; r < kRows; ++r) {
+  Terms<A> sum = f(offsets[0]);  // apart from earlier rows: short sums round less
+  for (int r = 1; r < kRows; ++r) {
     const Terms<A> term = f(offsets[r]);
-    first = first + term.first;
-    second = second + term.second;
+    sum.first = sum.first + term.first;
+    sum.second = sum.second + term.second;
   }
-  arrange_to(s1, unit_index, first);
-  arrange_to(s2, unit_index, second);
+  arrange_to(s1, unit_index, arranged<A>(s1, unit_index) + sum.first);
+  arrange_to(s2, unit_index, arranged<A>(s2, unit_index) + sum.second);
 }
 
 template <class A, class F>
@@ -294,8 +294,17 @@ void moments_rows_as(const Reduction& reduction, const Rows& rows, void* work, P
   while (const int n = collect(rows, next, offsets)) {
     const T* first = x + offsets[0];
     if (out->count == 0) {
-      for (int64_t u = 0; u < units; ++u) arrange_to(pivot, u, Access<T>::read(first + u * unit));
-      if (rest) arrange_to(pivot, units, read_some(first + units * unit, rest));
+      // The mean of a few rows, about the first: one row alone may be far from the mean.
+      const int few = n < kReduced ? 1 : kReduced;
+      const Pair<A> share = all_of<A>(A(1) / A(few));
+      const auto guess = [&](int64_t u, const auto& read) {
+        const Pair<A> start = read(first + u * unit);
+        Pair<A> sum{};
+        for (int r = 1; r < few; ++r) sum = sum + (read(x + offsets[r] + u * unit) - start);
+        arrange_to(pivot, u, start + sum * share);
+      };
+      for (int64_t u = 0; u < units; ++u) guess(u, [](const T* p) { return Access<T>::read(p); });
+      if (rest) guess(units, [=](const T* p) { return read_some(p, rest); });
     } else {
       for (int64_t c = 0; c < padded; ++c) pivot[c] = A(out->first[c]);
     }
