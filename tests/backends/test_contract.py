@@ -30,8 +30,13 @@ LAYOUTS = {
     "only features": ((5,), (0,)),
 }
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-# All layouts in the two types that matter most, all types in one layout.
-CHEAP = [(layout, dtype) for layout in LAYOUTS for dtype in ("bfloat16", "float32")]
+# All layouts in the two types that matter most, all types in one layout. Of the two
+# types the quick suite takes one for each layout, in turns.
+CHEAP = [
+    pytest.param(layout, dtype, marks=[] if (i + j) % 2 else [pytest.mark.slow])
+    for i, layout in enumerate(LAYOUTS)
+    for j, dtype in enumerate(("bfloat16", "float32"))
+]
 EXTRA = [("images first", dtype) for dtype in ("float16", "float64")]
 in_all_layouts = pytest.mark.parametrize(("layout", "dtype"), CHEAP + EXTRA)
 in_two_layouts = pytest.mark.parametrize(
