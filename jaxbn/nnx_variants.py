@@ -240,7 +240,7 @@ class EvalBlendBatchNorm(hooks.EvalBlend, _Variant):
     """
 
     def __init__(self, num_features: int, *, alpha: float = 0.0, **options: Any):
-        self.alpha = nnx.BatchStat(jnp.asarray(alpha))
+        self.alpha = nnx.BatchStat(self._first_alpha(alpha))
         super().__init__(num_features, **options)
 
     def _alpha(self):

@@ -55,7 +55,7 @@ class Quote(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """How one claim is decided, written before anything runs.
+    """How one claim is decided.
 
     Attributes:
         claim: its number, such as "C01".

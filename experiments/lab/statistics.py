@@ -1,8 +1,7 @@
 """Intervals, corrections and verdicts.
 
 A rule turns the runs into one number for each start, oriented so that the claim
-predicts a large one, and names the smallest that would support the claim. The decision
-is fixed before anything runs:
+predicts a large one, and names the smallest that would support the claim:
 
     supported     the whole interval is above the smallest effect of interest,
     contradicted  the whole interval is below it,

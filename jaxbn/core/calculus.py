@@ -9,6 +9,8 @@ The derivative of each primitive in its remaining operands is written with the
 primitives themselves and lax, so derivatives of every order exist.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -183,18 +185,9 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
     terms = []
     if not is_zero(ddy):
         terms += gate(ddy, *inputs, implementation=implementation, **params)
-    moving = [i for i, tangent in enumerate(d_inputs) if not is_zero(tangent)]
-    if moving:
-        plain = dispatch.kernels().gate
-
-        def at(*values):
-            changed = list(inputs)
-            for i, value in zip(moving, values, strict=True):
-                changed[i] = value
-            return plain(dy, *changed, **params)
-
-        points = [inputs[i] for i in moving]
-        terms.append(jax.jvp(at, points, [d_inputs[i] for i in moving])[1])
+    if not all(map(is_zero, d_inputs)):
+        plain = functools.partial(dispatch.kernels().gate, dy, **params)
+        terms.append(gated.derivative(plain, inputs, d_inputs))
     return out, [_total(terms)] if terms else _zeros(out)
 
 

@@ -14,7 +14,7 @@ from jaxbn.core.primitives import expand, gate, is_zero, scale_by, sums
 
 
 def derivative(function: Callable, primals: Sequence, tangents: Sequence) -> Any:
-    """Outputs of a gated primitive, with the derivative of `function` in its place."""
+    """The tangent of `function`, in those operands whose tangents are not zero."""
     moving = [i for i, tangent in enumerate(tangents) if not is_zero(tangent)]
 
     def at(*values):

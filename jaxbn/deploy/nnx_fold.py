@@ -39,6 +39,7 @@ def fold_nnx(
 
     Raises:
         ValueError: if the model normalizes with batch statistics in this call.
+        TypeError: if `model` is no nnx.Module.
 
     Example:
         >>> from flax import nnx
@@ -52,6 +53,11 @@ def fold_nnx(
     """
     from flax import nnx
 
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be an nnx.Module, got {type(model).__name__}. For a linen "
+            "module use `fold_linen`."
+        )
     calls = calls_of(model, example, call)
     copy = _with_biases(nnx.clone(model))
     graph, state = nnx.split(copy)

@@ -81,6 +81,9 @@ def ghost_batch_norm(
     groups, spread = _groups(x, feature, ghost_batch_size, axis_name)
     split = (groups, x.shape[0] // groups, *x.shape[1:])
     where = checks.mask(where, x)
+    checks.state(state, x, (feature,))  # here, for errors that name the caller's shapes
+    scale = checks.vector("scale", scale, x, (feature,))
+    bias = checks.vector("bias", bias, x, (feature,))
     y, batch = batch_norm(
         x.reshape(split),
         _per_group(state, groups),

@@ -7,8 +7,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
+from jaxbn.core import checks
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state
@@ -34,6 +36,16 @@ class Hooks:
 
     def _evaluate(self, where: Array | None) -> Callable[..., Array]:
         return batch_norm_inference
+
+
+def num_features(x: Array, axis: int) -> int:
+    """The length of the feature axis.
+
+    Raises:
+        ValueError: if `x` has no such axis.
+    """
+    (place,) = checks.feature_axes(x, axis)
+    return x.shape[place]
 
 
 class Ghost(Hooks):
@@ -104,6 +116,10 @@ class Domain(Hooks):
 
 class EvalBlend(Hooks):
     """A share of each example's own statistics at evaluation."""
+
+    def _first_alpha(self, alpha: float | Array) -> Array:
+        eval_blend.check_alpha(alpha)
+        return jnp.asarray(alpha)
 
     def _alpha(self) -> Array:
         raise NotImplementedError

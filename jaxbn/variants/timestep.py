@@ -116,7 +116,12 @@ def _row(states: BatchNormState, t: int | Array) -> Array:
             f"`states` must be a BatchNormState, got {type(states).__name__}. Create "
             "them with `init_timestep_state(max_steps, num_features)`."
         )
-    return jnp.clip(jnp.asarray(t, jnp.int32), 0, states.mean.shape[0] - 1)
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(
+            f"`t` must be an integer, got {t.dtype}. It numbers the steps from 0."
+        )
+    return jnp.clip(t.astype(jnp.int32), 0, states.mean.shape[0] - 1)
 
 
 def _at(states: BatchNormState, row: Array) -> BatchNormState:

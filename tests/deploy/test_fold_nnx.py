@@ -137,3 +137,8 @@ def test_training_mode_is_refused(kind):
     net.train()
     with pytest.raises(ValueError, match="`call` must run the model at evaluation"):
         fold_nnx(net, jnp.ones((2, 3)) * jnp.arange(2.0)[:, None])
+
+
+def test_what_is_no_nnx_module_is_refused():
+    with pytest.raises(TypeError, match=r"`model` must be an nnx.Module, got int"):
+        jaxbn.deploy.fold_nnx(3, jnp.ones((2, 4)))

@@ -224,3 +224,37 @@ def test_recalibration_finds_those_with_one_mean_and_leaves_the_others():
     for model in (linen_model(Linen(), variables), nnx_model(net)):
         (state,) = recalibrate(model.collect, model.states, [X]).values()
         np.testing.assert_allclose(state.mean, X.mean((0, 1)), rtol=1e-5)
+
+
+def made(library, name, **options):
+    """A call of the layer, whichever library holds it."""
+    kind = getattr(library, name)
+    if library is jaxbn.nnx:
+        return lambda x, **which: kind(C, rngs=nnx.Rngs(0), **options)(x, **which)
+    layer = kind(use_running_average=False, **options)
+    return lambda x, **which: layer.init_with_output(jax.random.key(0), x, **which)
+
+
+@pytest.mark.parametrize("library", [jaxbn.linen, jaxbn.nnx])
+@pytest.mark.parametrize(
+    ("name", "options", "which", "error", "message"),
+    [
+        ("BatchRenorm", {"axis": 7}, {}, ValueError, r"`axis` must be in \[-3, 3\)"),
+        (
+            "TimestepBatchNorm",
+            {"max_steps": T},
+            {"t": 1.5},
+            TypeError,
+            "`t` must be an",
+        ),
+        ("EvalBlendBatchNorm", {"alpha": 2.0}, {}, ValueError, "`alpha` must be in"),
+    ],
+)
+def test_mistakes_are_named(library, name, options, which, error, message):
+    with pytest.raises(error, match=message):
+        made(library, name, **options)(X, **which)
+
+
+def test_ghost_groups_are_not_in_the_message_about_a_wrong_shape():
+    with pytest.raises(ValueError, match=r"`scale` must have shape \(3,\).*axis 2"):
+        ghost_batch_norm(X, jaxbn.init_state(C), jnp.ones(5), ghost_batch_size=2)
