@@ -1,0 +1,163 @@
+"""Options of training at scale, and the named configurations.
+
+An option is a field; `CONFIGS` are the values that a name stands for, and the command
+line overrides single fields of them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.errors import UserError
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    depth: int = 20
+    """Layers: 20, 32, 44, 56 or 110 for small images; 50 for images of ImageNet."""
+    api: Literal["linen", "nnx"] = "linen"
+    """Module system of Flax."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the network computes in; parameters and statistics are float32."""
+    norm: Literal["jaxbn", "flax"] = "jaxbn"
+    """Library of the normalization; flax for comparisons, with `--bn-sync global`."""
+    bn_sync: str = "global"
+    """Who shares the statistics of a training step: `global`, the whole batch;
+    `device`, the examples of each device; `groups:N`, those of N neighbouring devices;
+    `ghost:N`, N consecutive examples."""
+    bn_momentum: float = 0.9
+    """Weight of the old running statistics."""
+    zero_init_last_scale: bool = True
+    """Start the last scale of every residual block at zero."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data."""
+
+    source: Literal[
+        "fake", "cifar-binary", "mnist-idx", "arrayrecord", "tfds", "hf"
+    ] = "fake"
+    """Where the examples come from; `fake` makes them up, the same ones every time."""
+    data_dir: Path | None = None
+    """Directory of the files."""
+    dataset: str | None = None
+    """Name of the data set, for `tfds` and `hf`."""
+    image_size: int = 32
+    """Height and width of the images that the network sees."""
+    channels: int = 3
+    """Channels of the images."""
+    classes: int = 10
+    """Classes."""
+    fake_train_examples: int = 2048
+    """Training examples that `fake` makes up."""
+    fake_eval_examples: int = 500
+    """Evaluation examples that `fake` makes up."""
+    augment: bool = True
+    """Random crops and flips of the training images."""
+    loader_threads: int = 2
+    """Threads that read and augment, per process."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD with momentum."""
+
+    batch_size: int = 128
+    """Examples per step, of all devices of all processes together."""
+    lr: float = 0.1
+    """Highest learning rate, for a batch of `lr_batch_size`; grows with the batch."""
+    lr_batch_size: int = 128
+    """Batch that `lr` is for; 0: `lr` is not scaled."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from zero."""
+    steps: int = 64_000
+    """Training steps."""
+    momentum: float = 0.9
+    """Momentum."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: float = 1e-4
+    """L2 penalty on kernels; scale and bias have none."""
+    label_smoothing: float = 0.0
+    """Share of the label that is spread over all classes."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices and processes."""
+
+    parallel: Literal["jit", "explicit", "shard_map", "pmap"] = "jit"
+    """How a step is spread: `jit` with automatic or `explicit` mesh axes, where the
+    program is that of one device; `shard_map` or `pmap`, one program per device."""
+    model_devices: int = 1
+    """Devices that share one copy of the weights (`jit` only); the others share the
+    batch."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0. Found by itself under Slurm, Open MPI and on TPU pods
+    with `--distributed`."""
+    processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    distributed: bool = False
+    """Several processes, found in the environment (Slurm, Open MPI, TPU pods)."""
+    process_timeout: int = 120
+    """Seconds after which a step that does not end counts as a lost process."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """This session of a run; none of it changes what is computed."""
+
+    out: Path = Path("runs/scale")
+    """Directory of the run, new or empty unless `--resume` is given."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in `--out`, or begin it if there is none."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept."""
+    log_every: int = 20
+    """Steps between two lines of `metrics.jsonl`."""
+    profile: str | None = None
+    """START:COUNT, the steps of which a trace for XProf is written to `--out`."""
+    compilation_cache: Path | None = None
+    """Directory that keeps compiled programs for the next session."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard as well."""
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Trains a ResNet on one device, on a mesh, or on many hosts."""
+
+    config: str = "cifar10-resnet20"
+    """Name of the configuration that the other options change."""
+    model: tyro.conf.OmitArgPrefixes[Model] = field(default_factory=Model)
+    data: tyro.conf.OmitArgPrefixes[Data] = field(default_factory=Data)
+    optimizer: tyro.conf.OmitArgPrefixes[Optimizer] = field(default_factory=Optimizer)
+    devices: tyro.conf.OmitArgPrefixes[Devices] = field(default_factory=Devices)
+    session: tyro.conf.OmitArgPrefixes[Session] = field(default_factory=Session)
+    seed: int = 0
+    """Seed of initial weights, order of the data, and augmentation."""
+    eval_every: int = 1000
+    """Steps between two evaluations."""
+    stop_after_nonfinite: int = 10
+    """Non-finite steps in a row, each of them skipped, after which the run stops."""
+
+    @property
+    def out(self) -> Path:
+        return self.session.out
+
+    @property
+    def resume(self) -> bool:
+        return self.session.resume
