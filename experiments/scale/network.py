@@ -134,7 +134,7 @@ def with_variables(network: Network, variables: Variables) -> nnx.Module:
     For a `network` of `--api nnx`. A linen module takes its variables as
     `{"params": variables.params, "batch_stats": variables.batch_stats}`.
     """
-    return _merge(*nnx.split(network.module, nnx.Param, nnx.BatchStat), variables)
+    return _merge(_split(network.module), variables)
 
 
 def _norm(model: config.Model, ghost: int | None, axis_name: str | None):
@@ -179,7 +179,7 @@ def _linen(model: config.Model, data: config.Data, norm) -> Network:
         )
         return logits, new["batch_stats"]
 
-    def infer(variables, images):
+    def infer(variables, images) -> Any:
         return module.apply(variables._asdict(), images)
 
     return Network(module, init, train, infer)
@@ -197,28 +197,31 @@ def _nnx(model: config.Model, data: config.Data, norm) -> Network:
         return made
 
     module = nnx.eval_shape(make, jax.random.key(0))
-    parts = nnx.split(module, nnx.Param, nnx.BatchStat)
+    parts = _split(module)
 
     @jax.jit
     def init(key):
-        return Variables(
-            *map(nnx.to_pure_dict, nnx.split(make(key), nnx.Param, nnx.BatchStat)[1:])
-        )
+        _, params, batch_stats = _split(make(key))
+        return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
     def train(variables, images, mask):
-        made: Any = _merge(*parts, variables)
+        made: Any = _merge(parts, variables)
         logits = made(images, train=True, mask=mask)
         return logits, nnx.to_pure_dict(nnx.state(made, nnx.BatchStat))
 
     def infer(variables, images):
-        made: Any = _merge(*parts, variables)
+        made: Any = _merge(parts, variables)
         return made(images)
 
     return Network(module, init, train, infer)
 
 
-def _merge(graph, params, batch_stats, variables: Variables) -> nnx.Module:
-    states = jax.tree.map(lambda leaf: leaf, (params, batch_stats))
+def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
+    return nnx.split(module, nnx.Param, nnx.BatchStat)
+
+
+def _merge(parts: tuple[Any, Any, Any], variables: Variables) -> nnx.Module:
+    graph, *states = jax.tree.map(lambda leaf: leaf, parts)
     for state, values in zip(states, variables, strict=True):
         nnx.replace_by_pure_dict(state, values)
     return nnx.merge(graph, *states)
