@@ -1,13 +1,11 @@
 """Count, mean and spread of a batch: of this device, then of all that share it."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import statistics_type
@@ -106,15 +104,8 @@ def group_of(axis_name: AxisName | None, axis_groups: AxisGroups | None):
 def public(batch: Centered) -> Moments:
     """Moments with the mean in one part."""
     count = jnp.broadcast_to(jnp.asarray(batch.count, batch.m2.dtype), batch.m2.shape)
-    count = placed(count, jax.typeof(batch.m2).sharding.spec)
     mean = jnp.where(count > 0, batch.center + batch.delta, 0)
     return Moments(count, mean, batch.m2)
-
-
-def placed(values: Array, axes: Iterable[Any]) -> Array:
-    """`values` along explicit mesh axes, those of an array they are combined with."""
-    spec = PartitionSpec(*axes)
-    return jax.sharding.reshard(values, spec) if any(spec) else values
 
 
 def local_moments(

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from jaxbn.core import checks, sync
 from jaxbn.core.batch_norm import batch_norm
-from jaxbn.core.moments import group_of, placed
+from jaxbn.core.moments import group_of
 from jaxbn.core.pool import pool
 from jaxbn.core.state import update as update_state
 from jaxbn.core.types import Activation, AxisName, BatchNormState, Moments
@@ -84,12 +84,11 @@ def ghost_batch_norm(
     checks.state(state, x, (feature,))  # here, for errors that name the caller's shapes
     scale = checks.vector("scale", scale, x, (feature,))
     bias = checks.vector("bias", bias, x, (feature,))
-    grouped = x.reshape(split)
     y, batch = batch_norm(
-        grouped,
-        _per_group(state, grouped),
-        _per_group(scale, grouped),
-        _per_group(bias, grouped),
+        x.reshape(split),
+        _per_group(state, groups),
+        _per_group(scale, groups),
+        _per_group(bias, groups),
         axis=(0, feature + 1),
         axis_name=axis_name if spread else None,
         axis_groups=spread,
@@ -132,14 +131,12 @@ def _groups(x: Array, feature: int, size: int, axis_name):
     return 1, [positions[i : i + shared] for i in range(0, devices, shared)]
 
 
-def _per_group(values, grouped: Array):
-    """Values of shape (C,) for each group, on the devices of that group."""
-    axes = jax.typeof(grouped).sharding.spec[:1]
+def _per_group(values, groups: int):
+    """Values of shape (C,) for each group."""
 
     def repeat(value):
         value = jnp.asarray(value)
-        shape = (grouped.shape[0], *value.shape)
-        return placed(jnp.broadcast_to(value, shape), axes)
+        return jnp.broadcast_to(value, (groups, *value.shape))
 
     return jax.tree.map(repeat, values)
 

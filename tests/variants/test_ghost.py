@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxbn
 from jaxbn.variants.ghost import ghost_batch_norm
@@ -127,18 +127,7 @@ def by_jit(call, devices):
     return jax.jit(call, in_shardings=(split, same, same, split))
 
 
-def by_explicit(call, devices):
-    mesh = jax.make_mesh((devices,), ("d",), (AxisType.Explicit,))
-    split, same = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
-
-    def whole(*arrays):
-        with jax.set_mesh(mesh):
-            return jax.jit(call)(*jax.device_put(arrays, (split, same, same, split)))
-
-    return whole
-
-
-@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit, by_explicit])
+@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit])
 def test_any_number_of_devices_gives_the_numbers_of_one(how):
     arrays = case()
     want = jax.jit(run)(*arrays)
@@ -146,7 +135,7 @@ def test_any_number_of_devices_gives_the_numbers_of_one(how):
         close(how(run, devices)(*arrays), want)
 
 
-@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit, by_explicit])
+@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit])
 def test_sequential_update_follows_the_order_of_the_global_batch(how):
     arrays = case()
     call = functools.partial(run, update="sequential")
