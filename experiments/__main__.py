@@ -51,6 +51,11 @@ COMMANDS = {
         "BenchConfig",
         "measures jaxbn next to other libraries: errors, time, memory",
     ),
+    "collectives": Command(
+        "experiments.scale.collectives",
+        "CollectivesConfig",
+        "counts what the devices of a training step exchange, against a model",
+    ),
 }
 
 
@@ -114,7 +119,7 @@ def _named(name: str, options: list[str]) -> str:
 
 
 def _usage() -> str:
-    lines = [f"  {name:8} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:11} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: python -m experiments COMMAND [options]",
