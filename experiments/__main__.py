@@ -28,7 +28,8 @@ COMMANDS = {
     "train": Command(
         "experiments.train",
         "TrainConfig",
-        "trains a small residual net with and without a normalization",
+        "trains a small residual net with and without a normalization; with "
+        "--config NAME a ResNet, on one device or many hosts",
     ),
     "run": Command(
         "experiments.study",
@@ -50,7 +51,16 @@ COMMANDS = {
         "BenchConfig",
         "measures jaxbn next to other libraries: errors, time, memory",
     ),
+    "collectives": Command(
+        "experiments.scale.collectives",
+        "CollectivesConfig",
+        "counts what the devices of a training step exchange, against a model",
+    ),
 }
+
+
+_AT_SCALE = Command("experiments.scale.train", "ScaleConfig", "")
+_DIGITS = "digits"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +93,9 @@ def _run(name: str, options: list[str]) -> int:
     command, prog = COMMANDS[name], f"python -m experiments {name}"
     try:
         parse = importlib.import_module("experiments.options").parse
+        named = _named(name, options)
+        if named != _DIGITS:
+            command = _AT_SCALE
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
         raise UserError(
@@ -90,14 +103,23 @@ def _run(name: str, options: list[str]) -> int:
             'Install them: pip install "jaxbn[experiments,peers]".'
         ) from error
     kind = getattr(module, command.config)
-    config = parse(kind, options, prog=prog)
+    begin = module.CONFIGS.get(named) if command is _AT_SCALE else None
+    config = parse(kind, options, prog=prog, default=begin)
     if getattr(config, "resume", False):
         config = parse(kind, options, prog=prog, default=module.stored(config))
     return module.main(config) or 0
 
 
+def _named(name: str, options: list[str]) -> str:
+    """The configuration that `train` is asked for: the digits, or one at scale."""
+    if name != "train":
+        return _DIGITS
+    named = importlib.import_module("experiments.scale.options").named
+    return named(options) or _DIGITS
+
+
 def _usage() -> str:
-    lines = [f"  {name:8} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:11} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: python -m experiments COMMAND [options]",

@@ -40,9 +40,9 @@ def save(out: Path, run: Run, *, fingerprint: str) -> None:
         states=ocp.args.StandardSave(jax.device_get(run.states)),
         about=ocp.args.JsonSave(about),
     )
-    with _manager(out, max_to_keep=1) as manager:
-        manager.save(run.step, args=items)
-    sums = {"step": run.step, "sha256": _checksums(out, run.step)}
+    with manager(out, max_to_keep=1) as saver:
+        saver.save(run.step, args=items)
+    sums = {"step": run.step, "sha256": checksums(_folder(out, run.step))}
     files.write_json(out / "checksums.json", sums)
 
 
@@ -64,7 +64,7 @@ def restore(out: Path, like: dict[str, TrainState], *, fingerprint: str) -> Run:
     except Exception as error:  # whatever a damaged file makes orbax raise
         raise UserError(
             f"The checkpoint in '{out}' must be readable, but is broken: "
-            f"{_first_line(error)}. {_ADVICE}"
+            f"{first_line(error)}. {_ADVICE}"
         ) from error
     if (about["kind"], about["fingerprint"]) != (_KIND, fingerprint):
         raise UserError(
@@ -77,8 +77,8 @@ def restore(out: Path, like: dict[str, TrainState], *, fingerprint: str) -> Run:
 
 def latest_step(out: Path) -> int:
     """Returns the step of the latest checkpoint."""
-    with _quiet(), _manager(out, read_only=True) as manager:
-        step = manager.latest_step()
+    with quiet(), manager(out, read_only=True) as saver:
+        step = saver.latest_step()
     if step is None:
         raise ValueError("no step was saved")
     return step
@@ -89,14 +89,18 @@ def _verify(out: Path, step: int) -> None:
     sums = json.loads((out / "checksums.json").read_text())
     if sums["step"] < step:  # stopped after saving, before the checksums were written
         return
-    found = _checksums(out, step)
+    found = checksums(_folder(out, step))
     if sums != {"step": step, "sha256": found}:
         wrong = {name for name, _ in sums["sha256"].items() ^ found.items()}
         raise ValueError(f"{min(wrong, default=step)} does not match checksums.json")
 
 
-def _checksums(out: Path, step: int) -> dict[str, str]:
-    top = out / "checkpoints" / str(step)
+def _folder(out: Path, step: int) -> Path:
+    return out / "checkpoints" / str(step)
+
+
+def checksums(top: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below `top`, by its path from there."""
     return {
         str(path.relative_to(top)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(top.rglob("*"))
@@ -111,8 +115,8 @@ def _read(
     items = ocp.args.Composite(
         states=ocp.args.StandardRestore(expected), about=ocp.args.JsonRestore()
     )
-    with _quiet(), _manager(out, read_only=True) as manager:
-        found = manager.restore(step, args=items)
+    with quiet(), manager(out, read_only=True) as saver:
+        found = saver.restore(step, args=items)
     return found["about"], jax.tree.map(_as_expected, expected, found["states"])
 
 
@@ -125,7 +129,8 @@ def _as_expected(expected: np.ndarray, found: Any) -> np.ndarray:
     return np.asarray(found)
 
 
-def _manager(out: Path, **options: Any) -> ocp.CheckpointManager:
+def manager(out: Path, **options: Any) -> ocp.CheckpointManager:
+    """Returns what reads and writes the checkpoints of a run."""
     return ocp.CheckpointManager(
         (out / "checkpoints").resolve(),
         options=ocp.CheckpointManagerOptions(
@@ -135,7 +140,8 @@ def _manager(out: Path, **options: Any) -> ocp.CheckpointManager:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keeps Orbax from saying on stderr what is no concern of the user."""
     # Orbax warns that a directory opened for reading is only read.
     logger = logging.getLogger("absl")
     level = logger.level
@@ -146,6 +152,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the message of `error`, short and without a period."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200].rstrip(".")

@@ -21,13 +21,19 @@ _LIMITS = {  # smallest and largest value of the whole numbers
     "eval_every": (1, 2**31 - 1),
     "seed": (0, 2**32 - 1),
 }
-_NOT_REMEMBERED = ("out", "resume")
+_NOT_REMEMBERED = ("config", "out", "resume")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Trains a small residual net with and without a normalization."""
+    """Trains a small residual net with and without a normalization.
 
+    With `--config` cifar10-resnet20, cifar10-resnet56 or imagenet-resnet50: a ResNet, on
+    one device or on many hosts; see `--config NAME --help`.
+    """
+
+    config: Literal["digits"] = "digits"
+    """This configuration; the others have options of their own."""
     norm: Literal["bn", "gn", "ln", "in", "none"] = "bn"
     """Normalization to compare with none; `none` trains the plain net alone."""
     data: Literal["digits", "mnist1d"] = "digits"

@@ -25,15 +25,24 @@ class StepProgress:
         total: steps of the whole run.
         begin: steps that an earlier session took.
         unit: what a step is called, in the plural.
+        shown: whether to show anything; one of several processes does.
     """
 
-    def __init__(self, total: int, *, begin: int = 0, unit: str = "steps"):
+    def __init__(
+        self,
+        total: int,
+        *,
+        begin: int = 0,
+        unit: str = "steps",
+        shown: bool = True,
+    ):
         self.total, self.begin, self.unit = total, begin, unit
+        self.shown = shown
         self._started = time.monotonic()
         self._lines = begin * _LINES // total
         console = Console(stderr=True)
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and shown:
             self._bar = _bar(console, unit)
             self._task: TaskID = self._bar.add_task("", total=total, completed=begin)
 
@@ -55,7 +64,7 @@ class StepProgress:
         """Announces a phase without steps."""
         if self._bar:
             self._bar.update(self._task, description=text)
-        else:
+        elif self.shown:
             print(text, file=sys.stderr, flush=True)
 
     def start_clock(self) -> None:
@@ -70,7 +79,7 @@ class StepProgress:
             self._bar.update(self._task, completed=step, description=text)
             return
         lines = step * _LINES // self.total
-        if lines > self._lines:
+        if self.shown and lines > self._lines:
             self._lines = lines
             spent = time.monotonic() - self._started
             left = spent / max(step - self.begin, 1) * (self.total - step)

@@ -4,17 +4,11 @@ An option is a field; `CONFIGS` are the values that a name stands for, and the c
 line overrides single fields of them.
 """
 
-import dataclasses
-import hashlib
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-
-from experiments.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -112,6 +106,8 @@ class Devices:
     """Several processes, found in the environment (Slurm, Open MPI, TPU pods)."""
     process_timeout: int = 120
     """Seconds after which a step that does not end counts as a lost process."""
+    cpu_devices: int | None = None
+    """Simulated devices of this process, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +157,32 @@ class ScaleConfig:
     @property
     def resume(self) -> bool:
         return self.session.resume
+
+
+_CIFAR = Data(source="hf", dataset="uoft-cs/cifar10")
+CONFIGS = {
+    "cifar10-resnet20": ScaleConfig(data=_CIFAR),
+    "cifar10-resnet56": ScaleConfig(
+        config="cifar10-resnet56", model=Model(depth=56), data=_CIFAR
+    ),
+    "imagenet-resnet50": ScaleConfig(
+        config="imagenet-resnet50",
+        model=Model(depth=50, dtype="bfloat16"),
+        data=Data(
+            source="tfds",
+            dataset="imagenet2012",
+            image_size=224,
+            classes=1000,
+            loader_threads=16,
+        ),
+        optimizer=Optimizer(
+            batch_size=1024,
+            lr_batch_size=256,
+            warmup_steps=6_255,
+            steps=125_100,
+            nesterov=True,
+            label_smoothing=0.1,
+        ),
+        eval_every=1_251,
+    ),
+}

@@ -3,6 +3,9 @@
 No reshape, so the automatic partitioner keeps every sharding it is given.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -31,7 +34,31 @@ def _select(where: Array | None, values: Array) -> Array:
     return jnp.where(where, values, jnp.zeros((), values.dtype))
 
 
-def _moments(x, shift, count, where, *, axes, floor):
+Totals = Callable[[Sequence[Array], Array, tuple[int, ...]], Sequence[Array]]
+
+
+def _apart(summands, x, axes):
+    """The sum of each over the rows of `x`."""
+    return [summand.sum(rows(x, axes)) for summand in summands]
+
+
+def _together(summands, x, axes):
+    """The same where XLA partitions the program: one all-reduce for all of them.
+
+    The partitioner gives every reduction over a sharded axis an all-reduce of its own.
+    So the pixels of an image are summed first, and the few sums of its devices' images
+    as one array. With fewer than three axes of rows there are no pixels, and the first
+    axis may be time; there it stays at one for each sum, for XLA to combine.
+    """
+    first, *others = rows(x, axes) or (0,)
+    if len(others) < 2:
+        return _apart(summands, x, axes)
+    of_images = [summand.sum(others) for summand in summands]
+    at = first - sum(axis < first for axis in others)
+    return list(jnp.stack(of_images).sum(at + 1))
+
+
+def _moments(x, shift, count, where, *, axes, floor, totals: Totals):
     wide = statistics_type(x)
     divisor = jnp.maximum(count, 1)
 
@@ -40,13 +67,10 @@ def _moments(x, shift, count, where, *, axes, floor):
         # each alone, so the two differ: by a sign, and for 16 bits, whose values have
         # fewer digits than the sum, by leaving the center to the end.
         opposite = x.astype(wide) + along(-center, x, axes)
-        if exact:
-            distance = x.astype(wide) - along(center, x, axes)
-            total = _select(where, distance).sum(rows(x, axes))
-        else:
-            total = _select(where, x).astype(wide).sum(rows(x, axes)) - count * center
-        delta = total / divisor
-        square = _select(where, jnp.square(opposite)).sum(rows(x, axes))
+        first = x.astype(wide) - along(center, x, axes) if exact else x.astype(wide)
+        summands = (first, jnp.square(opposite))
+        total, square = totals([_select(where, s) for s in summands], x, axes)
+        delta = (total if exact else total - count * center) / divisor
         return center, delta, jnp.maximum(square - count * jnp.square(delta), 0)
 
     center, delta, m2 = about(shift, exact=x.dtype == wide)
@@ -64,7 +88,7 @@ def _moments(x, shift, count, where, *, axes, floor):
 
 def _sums(
     a, x, center, multiplier, where, gate_slope=None, gate_offset=None,
-    *, axes, gate=None,
+    *, axes, gate=None, totals: Totals,
 ):  # fmt: skip
     wide = statistics_type(x)
     # An addition, for `expand` subtracts: XLA:CPU would store a shared distance.
@@ -73,8 +97,8 @@ def _sums(
     if gate is not None:
         gated = _gated(summed, gate, distance, gate_slope, gate_offset, axes)
         scaled, summed = (gated, summed) if gate.part == "other" else (scaled, gated)
-    total = _select(where, summed).sum(rows(x, axes))
-    moment = _select(where, summed * distance).sum(rows(x, axes))
+    summands = (summed, summed * distance)
+    total, moment = totals([_select(where, s) for s in summands], x, axes)
     if multiplier is None:
         return total, moment
     return (scaled * along(multiplier, x, axes)).astype(x.dtype), total, moment
@@ -117,4 +141,10 @@ def _line(distance, slope, offset, axes):
     return distance * along(slope, distance, axes) + along(offset, distance, axes)
 
 
-KERNELS = Kernels(_moments, _sums, _expand, _gate)
+def _kernels(totals: Totals) -> Kernels:
+    loops = (functools.partial(loop, totals=totals) for loop in (_moments, _sums))
+    return Kernels(*loops, _expand, _gate)
+
+
+KERNELS = _kernels(_apart)
+PARTITIONED = _kernels(_together)

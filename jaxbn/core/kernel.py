@@ -98,8 +98,12 @@ class Kernel:
         return _result_types(self.name, avals, tuple(sorted(params.items())))
 
     def _lower(self, ctx, *operands, implementation, platform=None, **params):
-        here = platform if _runs_as_written(ctx.module_context) else None
-        call = _function(dispatch.kernels(implementation, here), self.name, **params)
+        partitioned = _is_partitioned(ctx.module_context)
+        opaque = not partitioned and not _is_exported(ctx.module_context)
+        kernels = dispatch.kernels(
+            implementation, platform if opaque else None, partitioned=partitioned
+        )
+        call = _function(kernels, self.name, **params)
         return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
 
     def _batch(self, operands, dims, *, present, axes, **params):
@@ -122,19 +126,22 @@ class Kernel:
         return results, [0] * len(results)
 
 
-def _runs_as_written(context: mlir.ModuleContext) -> bool:
-    """Whether the program runs in this process, on arrays of the shapes traced.
+def _is_exported(context: mlir.ModuleContext) -> bool:
+    """Whether the program is for a process that may not know an opaque kernel."""
+    return context.lowering_parameters.for_export
 
-    Not so where XLA partitions it: it would gather the operands of an opaque kernel.
-    Nor where it is exported, for a process that may not know the kernel.
+
+def _is_partitioned(context: mlir.ModuleContext) -> bool:
+    """Whether XLA partitions the program: it would gather what an opaque kernel reads.
+
+    Otherwise it runs on arrays of the shapes traced.
     """
-    if context.lowering_parameters.for_export:
-        return False
     axes = context.axis_context
     if isinstance(axes, mlir.ShardingContext):
-        return axes.num_devices == 1
-    return isinstance(axes, mlir.SPMDAxisContext) and all(
-        size == 1 or name in axes.manual_axes for name, size in axes.mesh.shape.items()
+        return axes.num_devices != 1
+    return not isinstance(axes, mlir.SPMDAxisContext) or any(
+        size != 1 and name not in axes.manual_axes
+        for name, size in axes.mesh.shape.items()
     )
 
 

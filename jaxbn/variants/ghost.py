@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxbn.core import checks, sync
 from jaxbn.core.batch_norm import batch_norm
@@ -76,37 +77,61 @@ def ghost_batch_norm(
         >>> y.ravel().round(3), state.mean
         (Array([-1.,  1., -1.,  1.], dtype=float32), Array([11.], dtype=float32))
     """
-    x = checks.array(x)
-    (feature,) = checks.feature_axes(x, axis)
-    groups, spread = _groups(x, feature, ghost_batch_size, axis_name)
-    split = (groups, x.shape[0] // groups, *x.shape[1:])
-    where = checks.mask(where, x)
-    checks.state(state, x, (feature,))  # here, for errors that name the caller's shapes
-    scale = checks.vector("scale", scale, x, (feature,))
-    bias = checks.vector("bias", bias, x, (feature,))
-    y, batch = batch_norm(
-        x.reshape(split),
-        _per_group(state, groups),
-        _per_group(scale, groups),
-        _per_group(bias, groups),
-        axis=(0, feature + 1),
-        axis_name=axis_name if spread else None,
-        axis_groups=spread,
-        where=None if where is None else _split_mask(where, split),
-        momentum=0.0,  # The state of each group is then its own statistics.
-        epsilon=epsilon,
-        activation=activation,
-        residual=None if residual is None else _like(residual, x).reshape(split),
-        implementation=implementation,
-    )
-    parts = _moments(batch, where, split, feature, spread, axis_name)
     options = {
         "momentum": momentum,
         "debias": debias,
         "unbiased": unbiased,
         "skip_nonfinite": skip_nonfinite,
     }
-    return y.reshape(x.shape), _updated(state, parts, update, options)
+
+    def run(x, state, scale, bias, where, residual):
+        (feature,) = checks.feature_axes(x, axis)
+        groups, spread = _groups(x, feature, ghost_batch_size, axis_name)
+        split = (groups, x.shape[0] // groups, *x.shape[1:])
+        where = checks.mask(where, x)
+        # Here, for errors that name the caller's shapes.
+        checks.state(state, x, (feature,))
+        scale = checks.vector("scale", scale, x, (feature,))
+        bias = checks.vector("bias", bias, x, (feature,))
+        y, batch = batch_norm(
+            x.reshape(split),
+            _per_group(state, groups),
+            _per_group(scale, groups),
+            _per_group(bias, groups),
+            axis=(0, feature + 1),
+            axis_name=axis_name if spread else None,
+            axis_groups=spread,
+            where=None if where is None else _split_mask(where, split),
+            momentum=0.0,  # The state of each group is then its own statistics.
+            epsilon=epsilon,
+            activation=activation,
+            residual=None if residual is None else _like(residual, x).reshape(split),
+            implementation=implementation,
+        )
+        parts = _moments(batch, where, split, feature, spread, axis_name)
+        return y.reshape(x.shape), _updated(state, parts, update, options)
+
+    x = checks.array(x)
+    return _automatic(run, x)(x, state, scale, bias, where, residual)
+
+
+def _automatic(run, x: Array):
+    """`run` with automatic mesh axes where `x` has explicit ones.
+
+    The type of a reshape into groups would need a sharding that divides the groups.
+    """
+    sharding = jax.typeof(x).sharding
+    explicit = [
+        name
+        for name, kind in zip(
+            sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True
+        )
+        if kind == AxisType.Explicit
+    ]
+    if not explicit:
+        return run
+    out = (sharding, NamedSharding(sharding.mesh, PartitionSpec()))
+    return jax.sharding.auto_axes(run, axes=tuple(explicit), out_sharding=out)
 
 
 def _groups(x: Array, feature: int, size: int, axis_name):

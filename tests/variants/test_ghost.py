@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxbn
 from jaxbn.variants.ghost import ghost_batch_norm
@@ -121,13 +121,29 @@ def by_pmap(call, devices):
     return whole
 
 
+def by_explicit_axes(call, devices):
+    axes = {"axis_types": (AxisType.Explicit,)}
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("d",), **axes)
+
+    def whole(x, scale, bias, where):
+        split, same = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
+        x, where = (jax.device_put(v, split) for v in (x, where))
+        scale, bias = (jax.device_put(v, same) for v in (scale, bias))
+        with jax.set_mesh(mesh):
+            y, state, gradient = jax.jit(call)(x, scale, bias, where)
+        assert y.sharding.spec == P("d", None, None)
+        return y, state, gradient
+
+    return whole
+
+
 def by_jit(call, devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("d",))
     split, same = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
     return jax.jit(call, in_shardings=(split, same, same, split))
 
 
-@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit])
+@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit, by_explicit_axes])
 def test_any_number_of_devices_gives_the_numbers_of_one(how):
     arrays = case()
     want = jax.jit(run)(*arrays)

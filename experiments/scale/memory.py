@@ -1,0 +1,45 @@
+"""What a compiled step needs of the memory of a device."""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import files
+from experiments.scale import processes
+
+_SIZES = ("argument", "output", "alias", "temp", "generated_code")
+
+
+def report(
+    out: Path, step: Callable[..., Any], state: Any, batch: dict
+) -> Callable[..., Any]:
+    """Compiles `step`, writes its memory to `memory.json`, and returns it compiled.
+
+    A step that cannot be compiled ahead (`pmap`) is returned as it is.
+    """
+    if not hasattr(step, "lower"):
+        return step
+    compiled = step.lower(state, batch).compile()
+    if processes.is_first():
+        files.write_json(out / "memory.json", describe(compiled))
+    return compiled
+
+
+def describe(compiled: Any) -> dict[str, int | None]:
+    """Returns bytes per device of a compiled step, and what is in use just now."""
+    analysis = compiled.memory_analysis()
+    sizes = {
+        f"{name}_bytes": getattr(analysis, f"{name}_size_in_bytes", None)
+        for name in _SIZES
+    }
+    in_use = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return sizes | {
+        "device_peak_bytes": in_use.get("peak_bytes_in_use"),
+        "process_peak_bytes": peak,
+    }

@@ -1,0 +1,185 @@
+"""Checks the options, and remembers those of a run in its `config.json`."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.options import parse
+from experiments.scale.config import CONFIGS, ScaleConfig
+
+_LEAST = {
+    "image_size": 1,
+    "channels": 1,
+    "classes": 2,
+    "fake_train_examples": 1,
+    "fake_eval_examples": 1,
+    "loader_threads": 1,
+    "batch_size": 1,
+    "lr_batch_size": 0,
+    "warmup_steps": 0,
+    "steps": 1,
+    "model_devices": 1,
+    "processes": 1,
+    "process_id": 0,
+    "process_timeout": 1,
+    "cpu_devices": 1,
+    "checkpoint_every": 1,
+    "keep": 2,
+    "log_every": 1,
+    "seed": 0,
+    "eval_every": 1,
+    "stop_after_nonfinite": 1,
+    "momentum": 0,
+    "weight_decay": 0,
+    "label_smoothing": 0,
+    "bn_momentum": 0,
+}
+_BELOW_ONE = ("momentum", "label_smoothing", "bn_momentum")
+# What a session may change without making it another run.
+_FREE = ("session", "devices")
+_REMEMBERED_DEVICES = ("parallel", "model_devices")
+
+
+def check(config: ScaleConfig) -> None:
+    """Raises `UserError` for an option that is wrong whatever the machine."""
+    if config.config not in CONFIGS:
+        known = ", ".join(["digits", *CONFIGS])
+        raise UserError(
+            f"`--config` must be one of {known}, got {config.config!r}. "
+            "Pass one of them."
+        )
+    options = flat(config)
+    for name, least in _LEAST.items():
+        value = options[name]
+        if value is not None and not value >= least:
+            raise UserError(
+                f"`{flag(name)}` must be at least {least}, got {value}. "
+                "Pass a larger number."
+            )
+    for name in _BELOW_ONE:
+        if not options[name] < 1:
+            raise UserError(
+                f"`{flag(name)}` must be below 1, got {options[name]}. "
+                "Pass a smaller number."
+            )
+    if not (math.isfinite(config.optimizer.lr) and config.optimizer.lr > 0):
+        raise UserError(
+            f"`--lr` must be positive and finite, got {config.optimizer.lr}. "
+            "Pass a number like 0.1."
+        )
+    if config.devices.model_devices > 1 and config.devices.parallel != "jit":
+        raise UserError(
+            "`--model-devices` must be 1 with `--parallel "
+            f"{config.devices.parallel}`, got {config.devices.model_devices}. "
+            "Pass `--parallel jit`."
+        )
+    profiled_steps(config.session.profile)
+
+
+def profiled_steps(text: str | None) -> range:
+    """Returns the steps of START:COUNT, none for None."""
+    if text is None:
+        return range(0)
+    start, _, count = text.partition(":")
+    if not (start.isdecimal() and count.isdecimal() and int(count) > 0):
+        raise UserError(
+            f"`--profile` must be START:COUNT, two whole numbers, got {text!r}. "
+            "Pass 10:5 for five steps after the tenth."
+        )
+    return range(int(start), int(start) + int(count))
+
+
+def flat(config: ScaleConfig) -> dict[str, Any]:
+    """Returns every option by its name on the command line, with underscores."""
+    options = {}
+    for name, value in dataclasses.asdict(config).items():
+        options.update(value if isinstance(value, dict) else {name: value})
+    return options
+
+
+def to_json(config: ScaleConfig) -> dict[str, Any]:
+    """Returns what `config.json` holds: everything but this session and machine."""
+    devices = dataclasses.asdict(config.devices)
+    free = {field.name for part in _FREE for field in _fields(config, part)}
+    kept = {key: value for key, value in flat(config).items() if key not in free}
+    kept |= {key: devices[key] for key in _REMEMBERED_DEVICES}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in kept.items()}
+
+
+def fingerprint(config: ScaleConfig) -> str:
+    """Returns a hash that two configs share if they describe the same run."""
+    described = to_json(config)
+    for name in (*_REMEMBERED_DEVICES, "data_dir", "loader_threads"):
+        described.pop(name)
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def stored(config: ScaleConfig) -> ScaleConfig:
+    """Returns the options of the run in `config.out`, or `config` if there is none."""
+    path = config.out / "config.json"
+    if not path.is_file():
+        return config
+    try:
+        begun = _from_json(json.loads(path.read_text()))
+        check(begun)
+    except (ValueError, OSError, UserError) as error:
+        raise UserError(
+            f"'{path}' must hold the options of a run, but does not: {error} "
+            "Start a new run in another `--out`."
+        ) from error
+    kept = {name: getattr(begun.devices, name) for name in _REMEMBERED_DEVICES}
+    devices = dataclasses.replace(config.devices, **kept)
+    return dataclasses.replace(begun, session=config.session, devices=devices)
+
+
+def check_unchanged(config: ScaleConfig, begun: ScaleConfig) -> None:
+    """Raises `UserError` if an option differs from the one the run began with."""
+    if fingerprint(config) == fingerprint(begun):
+        return
+    old, new = to_json(begun), to_json(config)
+    name = next(n for n in old if old[n] != new[n] and n not in _REMEMBERED_DEVICES)
+    raise UserError(
+        f"`{flag(name)}` must stay {old[name]}, with which the run in '{config.out}' "
+        f"began, got {new[name]}. Leave it out, or start a new run in another `--out`."
+    )
+
+
+def named(arguments: list[str]) -> str | None:
+    """Returns the configuration that a command line names, itself or by its run."""
+    text = " ".join(arguments)
+    if match := re.search(r"--config[ =](\S+)", text):
+        return match[1]
+    if "--resume" in arguments and (match := re.search(r"--out[ =](\S+)", text)):
+        try:
+            return json.loads((Path(match[1]) / "config.json").read_text())["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return None
+
+
+def flag(name: str) -> str:
+    """Returns the option of the command line for a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _fields(config: ScaleConfig, part: str) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(getattr(config, part))
+
+
+def _from_json(content: object) -> ScaleConfig:
+    # Read as if it had been typed, so that the same kinds and choices are enforced.
+    names = set(to_json(ScaleConfig()))
+    if not isinstance(content, dict) or set(content) != names:
+        raise UserError(f"it must have the keys {', '.join(sorted(names))}.")
+    typed = []
+    for name, value in content.items():
+        if isinstance(value, bool):
+            typed.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            typed += [flag(name), str(value)]
+    return parse(ScaleConfig, typed, prog="python -m experiments train")

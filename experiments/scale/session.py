@@ -1,0 +1,207 @@
+"""A session of training: the loop over steps, with its logs, scores and saves."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import files
+from experiments.errors import UserError
+from experiments.progress import StepProgress
+from experiments.scale import checkpoint, pipeline, processes
+from experiments.scale.config import ScaleConfig
+from experiments.scale.layout import Layout
+from experiments.scale.memory import report
+from experiments.scale.metrics import Writer
+from experiments.scale.network import Variables
+from experiments.scale.optimizer import learning_rate
+from experiments.scale.options import fingerprint, profiled_steps
+from experiments.scale.step import Metrics, Step, TrainState, evaluate
+
+
+class Run(NamedTuple):
+    """What stays the same during a session.
+
+    Attributes:
+        config: the options.
+        layout: the devices.
+        step: what a training step is made of.
+        group: examples that share statistics, None for the whole batch.
+    """
+
+    config: ScaleConfig
+    layout: Layout
+    step: Step
+    group: int | None
+
+    @property
+    def stream(self) -> dict[str, int]:
+        """Which part of each batch this process reads."""
+        return {"process": jax.process_index(), "processes": jax.process_count()}
+
+
+class Position(NamedTuple):
+    """Where a run is: its state, and the batches that follow."""
+
+    state: TrainState
+    batches: Any
+
+
+class Session:
+    """The loop. `train` yields the number of steps taken, after each of them."""
+
+    def __init__(
+        self,
+        run: Run,
+        deadline: processes.Deadline,
+        writer: Writer,
+        progress: StepProgress,
+    ):
+        self.run, self.deadline = run, deadline
+        self.writer, self.progress = writer, progress
+        self.rate = learning_rate(run.config.optimizer)
+
+    def train(self, position: Position) -> Iterator[int]:
+        config, layout = self.run.config, self.run.layout
+        self.state, self.batches = position
+        self.first = int(self.state.step)
+        self.progress.say("compiling")
+        step_once = layout.spread(self.run.step, self.state)
+        self.score = layout.reduce(self._sums)
+        profiled = profiled_steps(config.session.profile)
+        self._clock(self.first)
+        late: Metrics | None = None
+        for step in range(self.first + 1, config.optimizer.steps + 1):
+            if step - 1 == profiled.start and profiled:
+                jax.profiler.start_trace(str(config.out / "profile"))
+            batch = self._next()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                if step == self.first + 1:
+                    step_once = report(config.out, step_once, self.state, batch)
+                self.state, metrics = step_once(self.state, batch)
+            # The one before: reading and computing go on side by side.
+            self._stop_if_not_finite((late or metrics).in_a_row.item())
+            late = metrics
+            if step == self.first + 1:
+                self._clock(step)
+                self.progress.start_clock()
+            self.deadline.beat()
+            self._after(step, metrics)
+            if profiled and step == profiled.stop:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+            yield step
+
+    def save(self) -> None:
+        """Saves this step; the clock for lost processes stands still."""
+        config = self.run.config
+        data = {"stream": self.batches.get_state(), "group": self.run.group}
+        with self.deadline.paused():
+            checkpoint.save(
+                config.out,
+                self.state,
+                data=data,
+                fingerprint=fingerprint(config),
+                keep=config.session.keep,
+            )
+        self._clock(int(self.state.step))
+
+    def finish(self) -> int:
+        """Evaluates, saves and prints what came out of it."""
+        config, state = self.run.config, self.state
+        found = self._evaluate() | {
+            "steps": int(state.step),
+            "skipped": int(state.skipped),
+        }
+        self.save()
+        if processes.is_first():
+            files.write_json(config.out / "summary.json", found)
+            print(
+                f"{config.config}: {found['steps']} steps, {found['skipped']} skipped; "
+                f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "
+                f"on {found['examples']} examples\nfiles: {config.out}"
+            )
+        return 0
+
+    def _after(self, step: int, metrics: Metrics) -> None:
+        config = self.run.config
+        last = step == config.optimizer.steps
+        if step % config.session.log_every == 0 or last:
+            self._log(step, metrics)
+        if step % config.eval_every == 0 and not last:
+            found = self._evaluate()
+            self.writer.write("metrics", step, _named("eval", found))
+        if step % config.session.checkpoint_every == 0 and not last:
+            self.save()
+
+    def _log(self, step: int, metrics: Metrics) -> None:
+        config = self.run.config
+        values = {k: v.item() for k, v in metrics._asdict().items()}
+        self._stop_if_not_finite(values.pop("in_a_row"))
+        rate = float(self.rate(step - 1 - values["skipped"]))
+        self.writer.write("metrics", step, values | {"learning_rate": rate})
+        now, taken = time.perf_counter(), step - self._counted
+        if taken > 0:
+            images = taken * config.optimizer.batch_size / (now - self._since)
+            each = images / jax.device_count()
+            waited = self._waited / (now - self._since)
+            self.writer.write(
+                "speed",
+                step,
+                {
+                    "images_per_second": images,
+                    "images_per_second_per_device": each,
+                    "share_of_time_waiting_for_data": waited,
+                },
+            )
+            self.progress.update(
+                step, f"loss {values['loss']:.4f}  {each:.0f} images/s per device"
+            )
+        self._clock(step)
+
+    def _stop_if_not_finite(self, in_a_row: int) -> None:
+        limit = self.run.config.stop_after_nonfinite
+        if in_a_row >= limit:
+            raise UserError(
+                f"The loss and its gradient must be finite, but {limit} steps in a row "
+                f"up to step {int(self.state.step)} were not; they changed nothing, "
+                "the checkpoints before are whole. Begin again with a lower `--lr` or "
+                "a longer `--warmup-steps`."
+            )
+
+    def _evaluate(self) -> dict[str, Any]:
+        config = self.run.config
+        totals = [0.0, 0, 0]
+        with self.deadline.paused():
+            for rows in pipeline.eval_batches(
+                config.data,
+                batch_size=config.optimizer.batch_size,
+                **self.run.stream,
+            ):
+                sums = self.score(self.state, self.run.layout.put_batch(rows))
+                totals = [t + s.item() for t, s in zip(totals, sums, strict=True)]
+        loss, right, examples = totals
+        self._clock(int(self.state.step))
+        return {
+            "loss": loss / examples,
+            "accuracy": right / examples,
+            "examples": examples,
+        }
+
+    def _sums(self, state: TrainState, batch: dict) -> Any:
+        variables = Variables(state.params, state.batch_stats)
+        return evaluate(self.run.step.network.infer(variables, batch["image"]), batch)
+
+    def _next(self) -> dict:
+        begin = time.perf_counter()
+        batch = self.run.layout.put_batch(next(self.batches))
+        self._waited += time.perf_counter() - begin
+        return batch
+
+    def _clock(self, step: int) -> None:
+        self._since, self._counted, self._waited = time.perf_counter(), step, 0.0
+
+
+def _named(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{key}": value for key, value in values.items()}

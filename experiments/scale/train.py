@@ -1,0 +1,160 @@
+"""Trains a ResNet on one device, on a mesh, or on many hosts.
+
+Run: python -m experiments train --config cifar10-resnet20 --data-dir DIR
+"""
+
+import shlex
+import sys
+
+import jax
+
+from experiments import environment, files
+from experiments.config import check_new
+from experiments.errors import UserError
+from experiments.progress import StepProgress
+from experiments.scale import checkpoint, pipeline, processes
+from experiments.scale.config import CONFIGS, ScaleConfig
+from experiments.scale.layout import make_layout
+from experiments.scale.metrics import Writer
+from experiments.scale.network import ghost_batch_size, make_network
+from experiments.scale.optimizer import make_optimizer
+from experiments.scale.options import (
+    check,
+    check_unchanged,
+    fingerprint,
+    stored,
+    to_json,
+)
+from experiments.scale.preemption import Preemption
+from experiments.scale.session import Position, Run, Session
+from experiments.scale.step import Step
+
+__all__ = ["CONFIGS", "ScaleConfig", "main", "stored"]
+
+
+def main(config: ScaleConfig) -> int:
+    """Trains and returns the exit code: 0 done, 4 not finite, 130 interrupted."""
+    check(config)
+    with processes.started(config.devices):
+        if config.session.compilation_cache:
+            folder = config.session.compilation_cache.absolute()
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+        run = make_run(config)
+        _claim_directory(config)
+        with processes.Deadline(
+            config.devices.process_timeout,
+            advice=f"Continue with: {_again(config)}",
+        ) as deadline:
+            return _session(run, deadline)
+
+
+def make_run(config: ScaleConfig) -> Run:
+    """Returns the parts of a run; needs the devices to be known."""
+    layout, batch_size = make_layout(config.devices), config.optimizer.batch_size
+    layout.rows_of_a_device(batch_size)
+    size = {"batch_size": batch_size, "data_devices": layout.data_devices}
+    network = make_network(
+        config.model, config.data, axis_name=layout.axis_name, **size
+    )
+    step = Step(
+        network,
+        make_optimizer(config.optimizer),
+        batch_size,
+        config.optimizer.label_smoothing,
+        config.stop_after_nonfinite,
+        layout.axis_name,
+        sum_gradients=layout.parallel == "pmap",
+    )
+    return Run(config, layout, step, ghost_batch_size(config.model.bn_sync, **size))
+
+
+def _claim_directory(config: ScaleConfig) -> None:
+    # One process looks and writes; the others must not find what it has written.
+    error = None
+    if processes.is_first():
+        try:
+            _write_description(config)
+        except UserError as found:
+            error = found
+    if processes.agree(int(error is None)) == 0:
+        raise error or UserError("Process 0 must be able to begin: see its message.")
+
+
+def _write_description(config: ScaleConfig) -> None:
+    begun = config.resume and (config.out / "config.json").is_file()
+    if begun:
+        check_unchanged(config, stored(config))
+        return
+    check_new(config.out)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        files.write_json(config.out / "environment.json", environment.describe())
+        files.write_json(config.out / "config.json", to_json(config))
+    except OSError as error:
+        raise UserError(
+            f"`--out` must be a directory that can be written, got '{config.out}': "
+            f"{error.strerror}. Pass another one."
+        ) from error
+
+
+def _session(run: Run, deadline: processes.Deadline) -> int:
+    config = run.config
+    position = _begin(run)
+    first, last = int(position.state.step), config.optimizer.steps
+    if first == last and (config.out / "summary.json").is_file():
+        _say(f"nothing left to do: the run took all of its {last} steps")
+        return 0
+    writer = Writer(
+        config.out,
+        step=first,
+        writes=processes.is_first(),
+        tensorboard=config.session.tensorboard,
+    )
+    with (
+        Preemption() as preemption,
+        writer,
+        StepProgress(last, begin=first, shown=processes.is_first()) as progress,
+    ):
+        session = Session(run, deadline, writer, progress)
+        for step in session.train(position):
+            if preemption.requested(step) and step < last:
+                session.save()
+                _say(f"interrupted at step {step}; continue with: {_again(config)}")
+                return 130
+        return session.finish()
+
+
+def _begin(run: Run) -> Position:
+    config = run.config
+    state = run.layout.init(run.step.init, config.seed)
+    batches = pipeline.train_batches(
+        config.data,
+        batch_size=config.optimizer.batch_size,
+        seed=config.seed,
+        **run.stream,
+    )
+    saved = None
+    if config.resume:
+        saved = checkpoint.restore_newest(
+            config.out, state, fingerprint=fingerprint(config)
+        )
+    if saved is None:
+        return Position(state, batches)
+    if saved.data["group"] != run.group:
+        raise UserError(
+            f"`--bn-sync {config.model.bn_sync}` must normalize groups of "
+            f"{saved.data['group']} examples, as the run began, got {run.group} with "
+            "these devices. Use as many as before."
+        )
+    batches.set_state(saved.data["stream"])
+    return Position(saved.state, batches)
+
+
+def _again(config: ScaleConfig) -> str:
+    out = shlex.quote(str(config.out))
+    return f"python -m experiments train --resume --out {out}, in every process"
+
+
+def _say(text: str) -> None:
+    if processes.is_first():
+        print(text, file=sys.stderr)
