@@ -144,8 +144,10 @@ def _constants(data: config.Data) -> tuple[Any, Any]:
 
 
 def _shifted(image: np.ndarray, random: np.ndarray, size: int) -> np.ndarray:
-    around = ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0))
-    padded = np.pad(image, around)
+    # Not np.pad, which takes longer than everything else together.
+    wide = size + 2 * _PADDING
+    padded = np.zeros((wide, wide, image.shape[-1]), np.uint8)
+    padded[_PADDING:-_PADDING, _PADDING:-_PADDING] = image
     top, left = (int(r * (2 * _PADDING + 1)) for r in random[:2])
     return padded[top : top + size, left : left + size]
 

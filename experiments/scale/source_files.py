@@ -1,6 +1,7 @@
 """Data sets in files of this machine: CIFAR, MNIST and ArrayRecord."""
 
 import gzip
+import importlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def array_record(data: config.Data, split: Split) -> ArrayRecords:
             f"`--data-dir` must have files {pattern}, got none in {data.data_dir}. "
             "Write them with experiments.scale.source_files.write_array_record."
         )
-    library = _array_record().array_record_data_source
+    library = _array_record("data_source")
     try:
         records = library.ArrayRecordDataSource(paths)
         len(records)
@@ -190,8 +191,7 @@ def write_array_record(path: Path, examples: Iterable[dict[str, Any]]) -> None:
     import msgpack
 
     # Groups of one record: random access reads no more than it is asked for.
-    library = _array_record().array_record_module
-    writer = library.ArrayRecordWriter(str(path), "group_size:1")
+    writer = _array_record("module").ArrayRecordWriter(str(path), "group_size:1")
     for example in examples:
         image, record = example["image"], {"label": int(example["label"])}
         if not isinstance(image, bytes):
@@ -253,14 +253,11 @@ def _existing(path: Path, source: str) -> Path:
     return path
 
 
-def _array_record() -> Any:
+def _array_record(part: str) -> Any:
     try:
-        from array_record import python
-        from array_record.python import array_record_data_source, array_record_module
+        return importlib.import_module(f"array_record.python.array_record_{part}")
     except ImportError as error:
         raise UserError(
             "`--source arrayrecord` must find the package array_record, but there is "
             f'{short(error)} Install it: pip install "jaxbn[data]".'
         ) from error
-    del array_record_data_source, array_record_module
-    return python

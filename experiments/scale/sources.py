@@ -4,6 +4,7 @@ Every source has a length and gives, for a position, an image and its label. Not
 downloaded but by `hf` without `--data-dir`.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Fake:
         return {"image": image.astype(np.uint8), "label": label}
 
 
+@functools.cache
 def _pattern(label: int, shape: tuple[int, int, int]) -> np.ndarray:
     """A coarse chessboard of colours in [0, 1), stretched over the image."""
     bits = np.random.Philox(key=np.array([label, 0], np.uint64))
