@@ -15,6 +15,8 @@ from experiments.scale import augment, config
 from experiments.scale.sources import Source, open_source
 
 _BATCHES_AHEAD = 4
+# For ever; Grain's own endless repetition overflows for small batches.
+_EXAMPLES = 2**48
 
 
 def train_batches(
@@ -52,7 +54,8 @@ def train_batches(
 
     # 32 bits are what Grain takes as a seed.
     order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle()
-    batches = order.repeat().batch(batch_size).map_with_index(read)
+    stream = order.repeat(max(_EXAMPLES // len(source), 1))
+    batches = stream.batch(batch_size).map_with_index(read)
     return iter(batches.to_iter_dataset(_read_options(grain, data)))
 
 

@@ -14,6 +14,10 @@ import jaxbn.deploy
 from experiments.errors import UserError
 from experiments.scale import config, network, resnet
 
+# Compiles faster; how fast it runs does not matter here.
+quick = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 DATA = config.Data(image_size=8)
 TINY = config.Model(depth=8, zero_init_last_scale=False)
 
@@ -75,7 +79,7 @@ def test_resnet_50_is_v1_5_and_the_same_function_in_both_apis():
         inner = seen["intermediates"]["stage2_block1"]
         assert inner["conv1"]["__call__"][0].shape == (4, 8, 8, 128)
         assert inner["conv2"]["__call__"][0].shape == (4, 4, 4, 128)
-        y, z = (jax.jit(n.infer)(start, x) for n in (linen, other))
+        y, z = (quick(n.infer)(start, x) for n in (linen, other))
     np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
 
 
@@ -84,16 +88,14 @@ def test_linen_and_nnx_agree_in_logits_and_statistics(norm):
     mask = jnp.arange(16) < 11
     networks = [make(replace(TINY, api=api, norm=norm)) for api in ("linen", "nnx")]
     start = networks[0].init(jax.random.key(0))
-    (y, stats), (z, others) = (
-        jax.jit(n.train)(start, images(), mask) for n in networks
-    )
+    (y, stats), (z, others) = (quick(n.train)(start, images(), mask) for n in networks)
     assert y.dtype == z.dtype == jnp.float32
     np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, others
     )
     later = start._replace(batch_stats=stats)
-    y, z = (jax.jit(n.infer)(later, images()) for n in networks)
+    y, z = (quick(n.infer)(later, images()) for n in networks)
     np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
 
 
@@ -101,32 +103,32 @@ def test_both_libraries_of_layers_give_the_same_logits():
     library = make(replace(TINY, norm="flax"))
     start = library.init(jax.random.key(0))
     ours = network.Variables(start.params, started().batch_stats)
-    y = jax.jit(make().train)(ours, images(), None)[0]
-    z = jax.jit(library.train)(start, images(), None)[0]
+    y = quick(make().train)(ours, images(), None)[0]
+    z = quick(library.train)(start, images(), None)[0]
     np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_bfloat16_keeps_float32_variables_and_logits(api):
     net = make(replace(TINY, api=api, dtype="bfloat16"))
-    y, stats = jax.jit(net.train)(started(), images(), None)
+    y, stats = quick(net.train)(started(), images(), None)
     assert y.dtype == jnp.float32
     assert shapes(stats) == shapes(started().batch_stats)
-    exact = jax.jit(make().train)(started(), images(), None)[0]
+    exact = quick(make().train)(started(), images(), None)[0]
     error = np.abs(y - exact).max()
     assert 0 < error < 0.05 * np.abs(exact).max() + 1e-3
 
 
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_the_initial_kernels_are_he_normal_and_the_last_scales_zero(api):
-    net = make(replace(TINY, depth=20, api=api, zero_init_last_scale=True))
+    net = make(replace(TINY, api=api, zero_init_last_scale=True))
     params = net.init(jax.random.key(3)).params
-    block = params["stage3_block2"]
+    block = params["stage3_block1"]
     assert not block["norm2"]["scale"].any() and (block["norm1"]["scale"] == 1).all()
     kernel = block["conv1"]["kernel"]
-    std = np.sqrt(2 / (3 * 3 * 64))
+    std = np.sqrt(2 / (3 * 3 * 64))  # of 64 outputs
     np.testing.assert_allclose(kernel.std(), std, rtol=5 / np.sqrt(2 * kernel.size))
-    others = net.init(jax.random.key(4)).params["stage3_block2"]["conv1"]["kernel"]
+    others = net.init(jax.random.key(4)).params["stage3_block1"]["conv1"]["kernel"]
     assert (kernel != others).any()
 
 
@@ -168,7 +170,7 @@ def by_jit(kind, variables, x, labels, bn_sync, api):
     with jax.set_mesh(mesh):
         variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
         x, labels = jax.device_put((x, labels), spread)
-        return jax.jit(losses(net))(variables, x, labels)
+        return quick(losses(net))(variables, x, labels)
 
 
 def by_program(kind, variables, x, labels, bn_sync, api):
@@ -182,7 +184,7 @@ def by_program(kind, variables, x, labels, bn_sync, api):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     whole, part = PartitionSpec(), PartitionSpec("data")
     specs = {"mesh": mesh, "in_specs": (whole, part, part), "out_specs": whole}
-    return jax.jit(jax.shard_map(step, **specs))(variables, x, labels)
+    return quick(jax.shard_map(step, **specs))(variables, x, labels)
 
 
 WAYS = {
@@ -201,13 +203,13 @@ WAYS = {
         ("explicit", "device", "linen"),
         ("shard_map", "groups:4", "nnx"),
         ("shard_map", "global", "linen"),
-        ("pmap", "global", "linen"),
+        pytest.param("pmap", "global", "linen", marks=pytest.mark.slow),
     ],
 )
 def test_a_step_on_eight_devices_is_that_of_one(way, bn_sync, api):
     labels = np.arange(16)[:, None] % 10
     ghost = {"global": "global", "groups:4": "ghost:8", "device": "ghost:2"}[bn_sync]
-    alone = jax.jit(losses(make(replace(TINY, bn_sync=ghost))))
+    alone = quick(losses(make(replace(TINY, bn_sync=ghost))))
     want = alone(started(), images(), labels)
     got = WAYS[way](started(), images(), labels, bn_sync, api)
     jax.tree.map(

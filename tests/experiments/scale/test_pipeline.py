@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.errors import UserError
@@ -74,6 +74,7 @@ def test_every_epoch_has_each_example_once_in_another_order(case):
         assert tuple(epochs[0]) != tuple(range(n))
 
 
+@settings(max_examples=6)
 @given(
     case=cases,
     before=st.integers(0, 5),
@@ -171,7 +172,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path, threads):
         (tmp_path / f"data_batch_{i}.bin").write_bytes(record)
     data = config.Data("cifar-binary", tmp_path, classes=5, loader_threads=threads)
     (batches,) = streams(data, 2, 1)
-    with pytest.raises(UserError, match="`--classes` must be larger .* got 5 and the"):
+    with pytest.raises(UserError, match=r"`--classes` must be larger .* got 5 and the"):
         next(batches)
 
 

@@ -161,12 +161,15 @@ def test_tfds_reads_what_it_prepared_for_random_access(tmp_path):
         """A data set of twelve images."""
 
         VERSION = library.core.Version("1.0.0")
+        pkg_dir_path = tmp_path
 
         def _info(self):
             return self.dataset_info_from_configs(
                 features=library.features.FeaturesDict(
                     {
-                        "image": library.features.Image(shape=(32, 32, 3)),
+                        "image": library.features.Tensor(
+                            shape=(32, 32, 3), dtype=np.uint8
+                        ),
                         "label": library.features.ClassLabel(num_classes=10),
                     }
                 ),
@@ -223,7 +226,7 @@ def test_a_missing_directory_or_file_is_named(tmp_path, source):
     for folder in (None, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"with `--source {source}`, got {folder}"):
             open_source(data(source, folder), split="train")
-    with pytest.raises(UserError, match="(?s)`--data-dir` must .*, got none in"):
+    with pytest.raises(UserError, match=r"(?s)`--data-dir` must .*, got none in"):
         open_source(data(source, tmp_path), split="eval")
 
 
@@ -275,7 +278,7 @@ def test_a_damaged_array_record_is_named(tmp_path):
     writer.write(b"\x81\xa5label\x01")
     writer.close()
     source = open_source(data("arrayrecord", tmp_path), split="eval")
-    with pytest.raises(UserError, match="Record 0 of .* must be a map of image and"):
+    with pytest.raises(UserError, match=r"Record 0 of .* must be a map of image and"):
         source[0]
 
 
