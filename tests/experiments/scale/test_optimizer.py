@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -43,7 +44,7 @@ def test_steps_are_those_of_a_loop_in_float64(nesterov):
         "head": {"kernel": generator.standard_normal((2, 2)), "bias": np.ones(2)},
     }
     tx = optimizer.make_optimizer(options)
-    ours = optax.tree.map(jnp.float32, params)
+    ours = jax.tree.map(jnp.float32, params)
     memory = tx.init(ours)
     rows = [
         (params, group, name, np.zeros_like(value))
@@ -51,9 +52,9 @@ def test_steps_are_those_of_a_loop_in_float64(nesterov):
         for name, value in values.items()
     ]
     for step in range(5):
-        gradient = optax.tree.map(lambda w: np.sin(w) + 0.1, params)
+        gradient = jax.tree.map(lambda w: np.sin(w) + 0.1, params)
         change, memory = tx.update(
-            optax.tree.map(lambda w: jnp.sin(w) + 0.1, ours), memory, ours
+            jax.tree.map(lambda w: jnp.sin(w) + 0.1, ours), memory, ours
         )
         ours = optax.apply_updates(ours, change)
         rate = 0.1 * (1 + np.cos(np.pi * step / 12)) / 2

@@ -16,7 +16,9 @@ from experiments.scale import config, pipeline
 from experiments.scale.sources import open_source
 
 DATA = config.Data(image_size=4, channels=1, classes=10_000, loader_threads=0)
-cases = st.tuples(st.integers(1, 40), st.integers(1, 5), st.sampled_from([1, 2, 3, 4]))
+# Few of the smallest: there Grain's shuffle takes a millisecond for each example.
+sizes = st.sampled_from([2, 17, 64, 151, 300])
+cases = st.tuples(sizes, st.integers(1, 5), st.sampled_from([1, 2, 3, 4]))
 
 
 def numbered(n, *, augment=False):
@@ -49,6 +51,7 @@ def same(got, want):
             np.testing.assert_array_equal(a[key], b[key])
 
 
+@settings(max_examples=8)
 @given(case=cases, seed=st.integers(0, 2**40))
 def test_all_processes_together_have_the_batches_of_one(case, seed):
     n, share, processes = case
@@ -60,6 +63,7 @@ def test_all_processes_together_have_the_batches_of_one(case, seed):
     assert label.shape == (batch_size,) and label.dtype == np.int32
 
 
+@settings(max_examples=8)
 @given(case=cases)
 def test_every_epoch_has_each_example_once_in_another_order(case):
     n, share, processes = case
@@ -74,7 +78,7 @@ def test_every_epoch_has_each_example_once_in_another_order(case):
         assert tuple(epochs[0]) != tuple(range(n))
 
 
-@settings(max_examples=6)
+@settings(max_examples=8)
 @given(
     case=cases,
     before=st.integers(0, 5),
