@@ -48,7 +48,13 @@ def shapes(variables):
 
 
 @pytest.mark.parametrize(
-    ("depth", "millions"), [(20, 0.27), (56, 0.85), (110, 1.73), (50, 25.56)]
+    ("depth", "millions"),
+    [
+        (20, 0.27),
+        (56, 0.85),
+        pytest.param(110, 1.73, marks=pytest.mark.slow),
+        (50, 25.56),
+    ],
 )
 def test_sizes_are_those_of_the_papers_and_of_both_apis(depth, millions):
     data = replace(DATA, classes=1000, image_size=224) if depth == 50 else DATA
@@ -199,10 +205,10 @@ WAYS = {
     ("way", "bn_sync", "api"),
     [
         ("jit", "groups:4", "linen"),
-        ("explicit", "global", "nnx"),
+        pytest.param("explicit", "global", "nnx", marks=pytest.mark.slow),
         ("explicit", "device", "linen"),
         ("shard_map", "groups:4", "nnx"),
-        ("shard_map", "global", "linen"),
+        pytest.param("shard_map", "global", "linen", marks=pytest.mark.slow),
         pytest.param("pmap", "global", "linen", marks=pytest.mark.slow),
     ],
 )
