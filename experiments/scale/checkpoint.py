@@ -59,6 +59,8 @@ def save(
             saver.save(step, args=items, force=True)
         if processes.is_first():
             _write_checksums(out, step)
+    except jax.errors.JaxRuntimeError:
+        raise  # another process was lost: `Deadline` says so
     except Exception as error:  # Orbax passes on what the file system raises, wrapped
         raise UserError(
             f"`--out` must be a directory that can be written, got '{out}': "
