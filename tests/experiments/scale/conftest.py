@@ -1,4 +1,4 @@
-"""One run that nothing interrupts, for those that are interrupted to be compared with."""
+"""One run that nothing interrupts, to compare those with that are interrupted."""
 
 import pytest
 from scale_runs import train

@@ -1,4 +1,4 @@
-"""Runs of `train --config`: small ones in processes of their own, which can be killed."""
+"""Small runs of `train --config`, in processes of their own that can be killed."""
 
 import json
 import os
@@ -32,19 +32,20 @@ def command(out, *flags, **options):
     return [*program, "--out", str(out), *words, *flags]
 
 
-def start(out, cache, *flags, **options):
-    """A process of a run, under way."""
-    environment = os.environ | {
-        "PYTHONPATH": str(TOP),
-        # Compiled once for all runs of a test session.
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+def start(out, cache, *flags, preexec_fn=None, **options):
+    """A process of a run, under way; `cache` keeps programs compiled for the next."""
+    environment = os.environ | {"PYTHONPATH": str(TOP)}
+    if cache is not None:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
     return subprocess.Popen(
         command(out, *flags, **options),
         cwd=TOP,
         env=environment,
+        preexec_fn=preexec_fn,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -88,8 +89,9 @@ def train(out, cache, *flags, processes=1, **options):
     return out
 
 
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").open()]
+def rows(out, name="metrics"):
+    lines = (out / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def wait_for_step(running, step):

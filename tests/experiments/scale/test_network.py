@@ -89,7 +89,9 @@ def test_linen_and_nnx_agree_in_logits_and_statistics(norm):
     )
     assert y.dtype == z.dtype == jnp.float32
     np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, others)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, others
+    )
     later = start._replace(batch_stats=stats)
     y, z = (jax.jit(n.infer)(later, images()) for n in networks)
     np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)

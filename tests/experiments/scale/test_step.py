@@ -112,7 +112,9 @@ def on_one_device(bn_sync, *, small=True):
 
 
 @pytest.mark.parametrize("bn_sync", ["global", "ghost:4"])
-@pytest.mark.parametrize("devices", LAYOUTS, ids=lambda d: "-".join(map(str, d.values())))
+@pytest.mark.parametrize(
+    "devices", LAYOUTS, ids=lambda d: "-".join(map(str, d.values()))
+)
 @pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_twenty_steps_are_those_of_one_device(devices, bn_sync, small):
     losses, state = trained(bn_sync=bn_sync, small=small, **devices)
