@@ -37,6 +37,10 @@ class Saved(NamedTuple):
     data: dict[str, Any]
 
 
+class SaveError(UserError):
+    """Nothing could be saved; what was saved before is whole."""
+
+
 def save(
     out: Path, state: TrainState, *, data: dict, fingerprint: str, keep: int
 ) -> None:
@@ -45,7 +49,7 @@ def save(
     Called by all processes. If it fails the checkpoints before are as they were.
 
     Raises:
-        UserError: if `out` cannot be written.
+        SaveError: if `out` cannot be written.
     """
     step = int(state.step)
     if _usable(out, step):
@@ -67,7 +71,7 @@ def save(
     except jax.errors.JaxRuntimeError:
         raise  # another process was lost: `Deadline` says so
     except Exception as error:  # Orbax passes on what the file system raises, wrapped
-        raise UserError(
+        raise SaveError(
             f"`--out` must be a directory that can be written, got '{out}': "
             f"{first_line(error)}. {_FULL}"
         ) from error
