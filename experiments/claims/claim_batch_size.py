@@ -52,7 +52,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
                 {"size": size, "lr": lr * size / 32}
                 for lr in setting.pick((0.3,), (0.1, 0.3, 1.0))
             ],
-            steps=setting.pick(320, 4096) // size,
+            steps=setting.pick(64, 4096) // size,
             batch=size,
             evals=1,
             seed=setting.seed,
