@@ -47,7 +47,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         net(norm, kind),
         splits.mnist1d(starts=setting.starts, seed=setting.seed),
         cells=cells,
-        steps=setting.pick(20, 300 if kind == "recurrent" else 500),
+        steps=setting.pick(20, 500 if kind == "perceptron" else 300),
         batch=50 if kind == "recurrent" else 100,
         evals=1,
         seed=setting.seed,
