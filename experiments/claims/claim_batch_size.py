@@ -19,7 +19,7 @@ than group normalization; if convolution statistics differ from those over batch
 positions in the fourth digit.
 
 Command: python -m experiments run batch-size --preset quick
-Runtime: quick about 160 s on two busy cores (standard: twice that).
+Runtime: quick about 150 s on two busy cores (standard: twice that).
 """
 
 import jax.numpy as jnp
