@@ -6,6 +6,8 @@ one program per device (`shard_map`); all of one type run in turns. The devices 
 the cores of this machine: only the ratio means something.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +50,7 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     return {"batch": BATCH, "devices": DEVICES, "steps": records}, table
 
 
-def step(
-    devices: list[jax.Device], parallel: str, norm: str, dtype: str, *, depth: int = 20
-):
+def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int = 20):
     """A function that trains one step further at every call, and returns the loss."""
     mesh = Mesh(np.array(devices).reshape(-1, 1), (DATA, MODEL), axis_types=_AUTO)
     layout = Layout(parallel, mesh)

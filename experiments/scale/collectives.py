@@ -94,7 +94,7 @@ def main(config: CollectivesConfig) -> int:
     return 0 if config.bn_sync != "global" or all(map(within, records)) else 4
 
 
-def compiled(config: CollectivesConfig, devices: list[jax.Device]) -> Program:
+def compiled(config: CollectivesConfig, devices: list[Any]) -> Program:
     """Compiles a step for `devices`, twice, from the shapes of its arguments."""
     layout = _layout(config, devices)
     step = _step(config, layout)
@@ -228,7 +228,7 @@ def _row(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _layout(config: CollectivesConfig, devices: list[jax.Device]) -> Layout:
+def _layout(config: CollectivesConfig, devices: list[Any]) -> Layout:
     kind = AxisType.Explicit if config.parallel == "explicit" else AxisType.Auto
     grid = np.array(devices).reshape(-1, 1)
     return Layout(config.parallel, Mesh(grid, (DATA, MODEL), axis_types=(kind, kind)))

@@ -3,6 +3,7 @@
 Run: python -m experiments fold --out DIR --to DIR2
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,21 +89,16 @@ def folded(
     """
     tolerance = TOLERANCE[dtype]
     if isinstance(network.module, nnx.Module):
-        model = with_variables(network, variables)
+        model: Any = with_variables(network, variables)
         model, report = jaxbn.deploy.fold_nnx(model, images, tolerance=tolerance)
         values: Any = nnx.to_pure_dict(nnx.state(model))
-
-        def infer(images):
-            return model(images)  # pyright: ignore[reportCallIssue]
+        infer = model.__call__
     else:
         values, report = jaxbn.deploy.fold_linen(
             network.module, variables._asdict(), images, tolerance=tolerance
         )
         new = Variables(values["params"], values["batch_stats"])
-
-        def infer(images):
-            return network.infer(new, images)
-
+        infer = functools.partial(network.infer, new)
     want = jax.jit(network.infer)(variables, images)
     return Folded(infer, values, report, difference(jax.jit(infer)(images), want))
 
@@ -112,7 +108,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 largest logit or one. A bfloat16 has 8 bits, and a deep network many of them."""
 
 
-def difference(got: Array, want: Array) -> float:
+def difference(got: Any, want: Any) -> float:
     """The largest absolute difference."""
     return float(np.abs(np.asarray(got) - np.asarray(want)).max(initial=0))
 

@@ -1,13 +1,14 @@
 """Devices that a CPU pretends to be."""
 
 import contextlib
+from typing import Any
 
 import jax
 
 from experiments.errors import UserError
 
 
-def devices(count: int, *, option: str = "--devices") -> list[jax.Device]:
+def devices(count: int, *, option: str = "--devices") -> list[Any]:
     """Returns `count` simulated devices.
 
     Args:
