@@ -51,6 +51,26 @@ COMMANDS = {
         "BenchConfig",
         "measures jaxbn next to other libraries: errors, time, memory",
     ),
+    "eval": Command(
+        "experiments.scale.evaluate",
+        "EvalConfig",
+        "evaluates a trained ResNet: running, exact or batch statistics",
+    ),
+    "recalibrate": Command(
+        "experiments.scale.recalibrate",
+        "RecalibrateConfig",
+        "computes exact statistics for a trained ResNet",
+    ),
+    "fold": Command(
+        "experiments.scale.fold",
+        "FoldConfig",
+        "folds the batch normalization of a trained ResNet into its convolutions",
+    ),
+    "export": Command(
+        "experiments.scale.export",
+        "ExportConfig",
+        "exports a trained ResNet as one file, and checks it",
+    ),
     "collectives": Command(
         "experiments.scale.collectives",
         "CollectivesConfig",

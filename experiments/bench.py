@@ -25,7 +25,7 @@ _ALLOCATOR = {
     "MALLOC_TOP_PAD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-_TIMED = ("layer", "step", "fold")
+_TIMED = ("layer", "step", "fold", "scale")
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,15 @@ class BenchConfig:
     """Measures jaxbn and other libraries in one run."""
 
     what: Annotated[
-        Literal["accuracy", "layer", "step", "memory", "fold"], tyro.conf.Positional
+        Literal["accuracy", "layer", "step", "memory", "fold", "scale"],
+        tyro.conf.Positional,
     ] = "accuracy"
     """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of one
     layer on the activations of ResNet-50, MobileNetV2 and dense nets; step: time of a
     ResNet-20 training step; memory: bytes of a ResNet-50 training step; fold: inference
     of a ResNet-50 with and without its batch normalization folded into the
-    convolutions."""
+    convolutions; scale: time of a ResNet-20 training step on eight simulated
+    devices."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
     batch: int = 8

@@ -18,8 +18,8 @@ summed by themselves:
 ResNet-50 has sum(C) = 26,560 and G = 25.6 million: 0.42 MB of statistics in 106
 all-reduces, 102 MB of gradients in as few as the compiler makes of them.
 
-**Time.** An all-reduce of n bytes over p devices, with a latency of a seconds per message
-and a bandwidth of b bytes per second out of each device, takes
+**Time.** An all-reduce of n bytes over p devices, with a latency of a seconds per
+message and a bandwidth of b bytes per second out of each device, takes
 
     ring                 2 (p - 1) a + 2 (p - 1) / p  n / b,
     tree                 2 ceil(log2 p) a + 2 (p - 1) / p  n / b,

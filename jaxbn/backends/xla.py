@@ -142,8 +142,8 @@ def _line(distance, slope, offset, axes):
 
 
 def _kernels(totals: Totals) -> Kernels:
-    loops = (functools.partial(loop, totals=totals) for loop in (_moments, _sums))
-    return Kernels(*loops, _expand, _gate)
+    moments, sums = (functools.partial(f, totals=totals) for f in (_moments, _sums))
+    return Kernels(moments, sums, _expand, _gate)
 
 
 KERNELS = _kernels(_apart)

@@ -3,7 +3,8 @@
 A group is one more feature axis: x of shape (B, ..., C) becomes (G, b, ..., C).
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxbn.core import checks, sync
 from jaxbn.core.batch_norm import batch_norm
-from jaxbn.core.moments import group_of
+from jaxbn.core.moments import Centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
 from jaxbn.core.state import update as update_state
 from jaxbn.core.types import Activation, AxisName, BatchNormState, Moments
@@ -108,14 +109,23 @@ def ghost_batch_norm(
             residual=None if residual is None else _like(residual, x).reshape(split),
             implementation=implementation,
         )
-        parts = _moments(batch, where, split, feature, spread, axis_name)
+        parts = _moments(
+            batch,
+            where,
+            split,
+            feature,
+            group_of(axis_name, spread) if spread else None,
+        )
+        if axis_name is not None:
+            share = _pooled if update == "pooled" else _listed
+            parts = share(parts, state.mean, spread, axis_name)
         return y.reshape(x.shape), _updated(state, parts, update, options)
 
     x = checks.array(x)
     return _automatic(run, x)(x, state, scale, bias, where, residual)
 
 
-def _automatic(run, x: Array):
+def _automatic(run: Callable[..., Any], x: Array) -> Callable[..., Any]:
     """`run` with automatic mesh axes where `x` has explicit ones.
 
     The type of a reshape into groups would need a sharding that divides the groups.
@@ -177,24 +187,37 @@ def _split_mask(where: Array, split: tuple[int, ...]) -> Array:
     return where.reshape(*leading, *where.shape[1:])
 
 
-def _moments(batch, where, split, feature, spread, axis_name) -> Moments:
-    """The moments of all groups on all devices, listed in order."""
+def _moments(batch, where, split, feature, members) -> Moments:
+    """The moments of the groups on this device, listed in order."""
     counted = jnp.ones((1,) * len(split), bool)
     counted = counted if where is None else _split_mask(where, split)
     rows = tuple(i for i in range(1, len(split)) if i != feature + 1)
     count = jnp.broadcast_to(counted.astype(batch.var.dtype), split).sum(rows)
-    if spread:
-        (count,) = sync.totals((count,), group_of(axis_name, spread))
+    (count,) = sync.totals((count,), members)
     # A group without values has the running statistics, which merging ignores.
-    parts = lax.stop_gradient(Moments(count, batch.mean, batch.var * count))
-    if axis_name is None:
-        return parts
+    return lax.stop_gradient(Moments(count, batch.mean, batch.var * count))
+
+
+def _pooled(parts: Moments, shift, spread, axis_name) -> Moments:
+    """The moments of all groups on all devices together, as a list of one."""
+    count, mean, m2 = pool(parts)
+    # Each device of a group that is spread has the moments of all of it.
+    devices = len(spread[0]) if spread else 1
+    local = Centered(count / devices, mean, jnp.zeros_like(mean), m2 / devices)
+    members = group_of(axis_name, None)
+    together = public(shared_moments(local, sync.common(shift, members), members))
+    return jax.tree.map(lambda leaf: leaf[None], together)
+
+
+def _listed(parts: Moments, shift, spread, axis_name) -> Moments:
+    """The moments of all groups on all devices, listed in order."""
+    del shift
     alone = [[i] for i in range(checks.axis_size(axis_name))]
     everyone = group_of(axis_name, alone)
     assert everyone is not None
     listed = sync.total_by_group(jnp.stack(parts), everyone)
     listed = listed[:: len(spread[0])] if spread else listed
-    return Moments(*listed.swapaxes(0, 1).reshape(3, -1, *batch.mean.shape[1:]))
+    return Moments(*listed.swapaxes(0, 1).reshape(3, -1, *parts.mean.shape[1:]))
 
 
 def _updated(state, parts: Moments, how: str, options) -> BatchNormState:

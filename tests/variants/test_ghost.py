@@ -1,6 +1,7 @@
 """Ghost batches give the same numbers on any number of devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,21 @@ def test_a_group_may_span_devices(how):
     want = jax.jit(call)(*arrays)
     for devices in (4, 8)[: 2 if how is by_shard_map else 1]:
         close(how(call, devices)(*arrays), want)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_moments_of_all_groups_take_one_all_reduce(devices):
+    """Of count, sum and sum of squares, whatever the number of devices and groups."""
+    text = by_shard_map(run, devices).lower(*case()).as_text()
+    lines = text.splitlines()
+    sent = [
+        re.findall(r"-> tensor<(\S+)>", " ".join(lines[n : n + 6]))[0]
+        for n, line in enumerate(lines)
+        if "stablehlo.all_reduce" in line
+    ]
+    # The second one is in a branch; scale and bias follow, with a row for each group.
+    groups = BATCH // SIZE // devices
+    assert sent == [*["3x3xf32"] * 2, *[f"{groups}x3xf32"] * (len(sent) - 2)]
 
 
 def test_channels_first_vmap_and_second_order():

@@ -1,0 +1,89 @@
+"""Time of a training step of ResNet-20 on eight simulated devices.
+
+The whole step of `python -m experiments train --config cifar10-resnet20`, with
+`jaxbn` and with `flax.linen.BatchNorm`, as one program for all devices (`jit`) and as
+one program per device (`shard_map`); all of one type run in turns. The devices share
+the cores of this machine: only the ratio means something.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from experiments import bench
+from experiments.bench_turns import in_turns
+from experiments.scale import config as scale_config
+from experiments.scale import simulated
+from experiments.scale.layout import DATA, MODEL, Layout
+from experiments.scale.network import make_network
+from experiments.scale.optimizer import make_optimizer
+from experiments.scale.step import Step
+
+DEVICES, BATCH = 8, 128
+PARALLEL, NORMS = ("jit", "shard_map"), ("jaxbn", "flax")
+
+
+def measure(config: bench.BenchConfig) -> tuple[dict, str]:
+    """Returns medians in milliseconds and a Markdown table of ratios."""
+    devices = simulated.devices(DEVICES)
+    records, rows = [], []
+    for dtype in ("float32", "bfloat16"):
+        functions = {
+            f"{parallel}, {norm}": step(devices, parallel, norm, dtype)
+            for parallel in PARALLEL
+            for norm in NORMS
+        }
+        times = in_turns(functions, seconds=15 if config.quick else 60)
+        medians = {name: time["median"] for name, time in times.items()}
+        ratios = {
+            parallel: medians[f"{parallel}, flax"] / medians[f"{parallel}, jaxbn"]
+            for parallel in PARALLEL
+        }
+        records.append({"type": dtype, "milliseconds": times, "flax / jaxbn": ratios})
+        for parallel, ratio in ratios.items():
+            figures = [f"{medians[f'{parallel}, {norm}']:.0f} ms" for norm in NORMS]
+            rows.append([dtype, parallel, *figures, f"{ratio:.2f}"])
+    table = bench.markdown(["type", "parallel", *NORMS, "flax / jaxbn"], rows)
+    return {"batch": BATCH, "devices": DEVICES, "steps": records}, table
+
+
+def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int = 20):
+    """A function that trains one step further at every call, and returns the loss."""
+    mesh = Mesh(np.array(devices).reshape(-1, 1), (DATA, MODEL), axis_types=_AUTO)
+    layout = Layout(parallel, mesh)
+    options = scale_config.ScaleConfig(
+        model=scale_config.Model(depth=depth, norm=norm, dtype=dtype)  # pyright: ignore
+    )
+    network = make_network(
+        options.model,
+        options.data,
+        batch_size=BATCH,
+        data_devices=len(devices),
+        axis_name=layout.axis_name,
+    )
+    one = Step(
+        network, make_optimizer(options.optimizer), BATCH, 0.0, 10, layout.axis_name
+    )
+    state = layout.init(one.init, 0)
+    generator = np.random.default_rng(0)
+    batch = layout.put_batch(
+        {
+            "image": generator.standard_normal((BATCH, 32, 32, 3), np.float32),
+            "label": generator.integers(0, 10, BATCH, np.int32),
+        }
+    )
+    compiled = layout.spread(one, state).lower(state, batch).compile()
+    kept = [state]
+
+    def run():
+        kept[0], metrics = compiled(kept[0], batch)
+        jax.block_until_ready(kept)
+        return jnp.asarray(metrics.loss)
+
+    return run
+
+
+_AUTO = (AxisType.Auto, AxisType.Auto)

@@ -1,0 +1,97 @@
+"""Evaluates a trained run, with one of three kinds of statistics.
+
+Run: python -m experiments eval --out DIR --bn-stats precise
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments import files
+from experiments.errors import UserError
+from experiments.scale import pipeline, recalibrate, saved
+from experiments.scale.network import Network, Variables
+from experiments.scale.step import evaluate
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluates a trained ResNet."""
+
+    out: Path = Path("runs/scale")
+    """Directory of the run."""
+    bn_stats: Literal["ema", "precise", "batch"] = "ema"
+    """Normalize with the running statistics (`ema`), with those of `--samples` training
+    images for the final weights (`precise`), or with those of each evaluation batch
+    (`batch`)."""
+    samples: int = 10_000
+    """Training images for `precise`."""
+    batch_size: int = 0
+    """Images at a time; 0: as in training."""
+    statistics: Path | None = None
+    """Directory of running statistics written by `recalibrate`."""
+
+
+def main(config: EvalConfig) -> int:
+    """Prints loss and accuracy, and writes them into the directory of the run."""
+    recalibrate.check_sizes(samples=config.samples, batch_size=config.batch_size)
+    begun, network, variables = saved.load_run(config.out, statistics=config.statistics)
+    size = config.batch_size or begun.optimizer.batch_size
+    if config.bn_stats == "precise":
+        images = recalibrate.training_batches(begun, config.samples, size)
+        variables = recalibrate.recalibrated(network, variables, images)
+    batches = pipeline.eval_batches(begun.data, batch_size=size, process=0, processes=1)
+    found = score(network, variables, batches, own=config.bn_stats == "batch")
+    found |= {"bn_stats": config.bn_stats}
+    files.write_json(config.out / f"eval_{config.bn_stats}.json", found)
+    print(
+        f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} on "
+        f"{found['examples']} examples, statistics: {config.bn_stats}"
+    )
+    return 0
+
+
+def score(
+    network: Network, variables: Variables, batches: Iterable[dict], *, own: bool
+) -> dict[str, Any]:
+    """Loss and accuracy, every valid example counted once.
+
+    Args:
+        network: what is evaluated.
+        variables: its weights and statistics.
+        batches: "image", "label" and "mask", which is false for padding.
+        own: normalize each batch with its own statistics, padding left out.
+
+    Returns:
+        "loss" and "accuracy" per example, and "examples".
+
+    Raises:
+        UserError: if there is no example.
+    """
+
+    @jax.jit
+    def sums(variables, batch):
+        if own:
+            logits, _ = network.train(variables, batch["image"], batch["mask"])
+        else:
+            logits = network.infer(variables, batch["image"])
+        return evaluate(logits, batch)
+
+    totals = np.zeros(3)
+    for batch in batches:
+        totals += [float(value) for value in sums(variables, batch)]
+    loss, right, examples = totals
+    if not examples:
+        raise UserError(
+            "The evaluation data must have at least one example, got none. Check "
+            "`--source` and `--data-dir` of the run."
+        )
+    return {
+        "loss": loss / examples,
+        "accuracy": right / examples,
+        "examples": int(examples),
+    }

@@ -1,0 +1,183 @@
+"""What is done with a trained run, on tiny networks with made-up weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from experiments.errors import UserError
+from experiments.scale import config, evaluate, export, fold, recalibrate, saved
+from experiments.scale.network import make_network
+
+EXAMPLES, SIZE = 22, 8
+
+
+def made(api="linen", dtype="float32", norm="jaxbn"):
+    """A network whose weights and statistics are all different from their defaults."""
+    network = make_network(
+        config.Model(depth=8, api=api, dtype=dtype, norm=norm),
+        config.Data(image_size=SIZE, classes=4),
+        batch_size=8,
+        data_devices=1,
+        axis_name=None,
+    )
+    leaves, tree = jax.tree.flatten(network.init(jax.random.key(0)))
+    generator = np.random.default_rng(0)
+    factors = [generator.uniform(0.5, 1.5, leaf.shape) for leaf in leaves]
+    shifts = [generator.uniform(0.05, 0.2, leaf.shape) for leaf in leaves]
+    moved = [
+        jnp.asarray(leaf * factor + shift * (leaf.ndim == 1), leaf.dtype)
+        for leaf, factor, shift in zip(leaves, factors, shifts, strict=True)
+    ]
+    return network, tree.unflatten(moved)
+
+
+def images(count=EXAMPLES, seed=1):
+    generator = np.random.default_rng(seed)
+    shape = (count, SIZE, SIZE, 3)
+    return (generator.standard_normal(shape) + 0.5).astype(np.float32)
+
+
+def batches(x, labels, size):
+    """Batches of `size`; the last one is padded with NaN, which must not matter."""
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        here = len(x[rows])
+        padding = np.full((size - here, *x.shape[1:]), np.nan, x.dtype)
+        yield {
+            "image": np.concatenate([x[rows], padding]),
+            "label": np.concatenate([labels[rows], np.zeros(size - here, np.int32)]),
+            "mask": np.arange(size) < here,
+        }
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_evaluation_counts_each_example_once(api, own):
+    network, variables = made(api)
+    x = images()
+    labels = np.arange(EXAMPLES, dtype=np.int32) % 4
+    size = 8 if not own else 32  # of one batch: its statistics are those of all images
+    found = evaluate.score(network, variables, batches(x, labels, size), own=own)
+    if own:
+        logits, _ = network.train(variables, jnp.asarray(x), None)
+    else:
+        logits = network.infer(variables, jnp.asarray(x))
+    wide = np.asarray(logits, np.float64)
+    chosen = wide[np.arange(EXAMPLES), labels]
+    assert found["examples"] == EXAMPLES
+    assert found["accuracy"] == pytest.approx((wide.argmax(-1) == labels).mean())
+    loss = np.log(np.exp(wide).sum(-1)) - chosen
+    assert found["loss"] == pytest.approx(loss.mean(), rel=1e-4)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    network, variables = made()
+    with pytest.raises(UserError, match="must have at least one example, got none"):
+        evaluate.score(network, variables, [], own=False)
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_precise_statistics_are_those_of_the_population(api):
+    network, variables = made(api)
+    x, labels = images(), np.zeros(EXAMPLES, np.int32)
+    new = recalibrate.recalibrated(network, variables, batches(x, labels, 8))
+    kernel = variables.params["stem_conv"]["kernel"]
+    seen = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    wide = np.asarray(seen, np.float64)
+    stem = new.batch_stats["stem_norm"]
+    np.testing.assert_allclose(stem["mean"], wide.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stem["var"], wide.var((0, 1, 2)), rtol=1e-5)
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+    assert new.params["stem_conv"]["kernel"] is not None
+    old = variables.params["head"]["kernel"]
+    np.testing.assert_array_equal(new.params["head"]["kernel"], old)
+
+
+def test_with_one_batch_precise_inference_is_the_training_pass():
+    """Every layer then sees what it saw when its statistics were taken."""
+    network, variables = made()
+    x, labels = images(), np.zeros(EXAMPLES, np.int32)
+    new = recalibrate.recalibrated(network, variables, batches(x, labels, 32))
+    want, _ = network.train(variables, jnp.asarray(x), None)
+    np.testing.assert_allclose(network.infer(new, x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_training_images_are_taken_up_to_the_number_asked_for(monkeypatch):
+    def endless(data, *, batch_size, seed, process, processes):
+        assert (seed, process, processes) == (3, 0, 1)
+        while True:
+            yield {"image": np.zeros((batch_size, 2, 2, 3), np.float32)}
+
+    monkeypatch.setattr(recalibrate.pipeline, "train_batches", endless)
+    begun = config.ScaleConfig(seed=3)
+    masks = [b["mask"] for b in recalibrate.training_batches(begun, 10, 4)]
+    assert [mask.sum() for mask in masks] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize("norm", ["jaxbn", "flax"])
+def test_a_folded_network_gives_the_same_logits(api, norm):
+    network, variables = made(api, norm=norm)
+    result = fold.folded(network, variables, jnp.asarray(images()))
+    assert not result.report.kept and len(result.report.folded) == 7
+    other = jnp.asarray(images(5, seed=2))
+    want = network.infer(variables, other)
+    np.testing.assert_allclose(result.infer(other), want, rtol=1e-5, atol=1e-5)
+    assert result.difference <= 1e-5
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_an_exported_network_gives_the_same_logits_for_any_batch(api, tmp_path):
+    network, variables = made(api)
+    x = jnp.asarray(images())
+    content = export.exported(fold.folded(network, variables, x).infer, x)
+    assert export.check(content, network, variables, x) <= 1e-5
+    path = tmp_path / "network"
+    path.write_bytes(content)
+    program = jax_export.deserialize(bytearray(path.read_bytes()))
+    for count in (1, 3, EXAMPLES):
+        want = network.infer(variables, x[:count])
+        np.testing.assert_allclose(program.call(x[:count]), want, rtol=1e-5, atol=1e-5)
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+
+
+def test_an_export_that_differs_is_refused():
+    network, variables = made()
+    x = jnp.asarray(images())
+    wrong = jax.tree.map(lambda leaf: leaf * 1.1, variables)
+    content = export.exported(lambda x: network.infer(wrong, x), x)
+    with pytest.raises(UserError, match=r"must give the outputs of the run, but dif"):
+        export.check(content, network, variables, x)
+
+
+def test_bfloat16_is_folded_within_its_rounding():
+    network, variables = made(dtype="bfloat16")
+    x = jnp.asarray(images())
+    result = fold.folded(network, variables, x, dtype="bfloat16")
+    assert not result.report.kept
+    content = export.exported(result.infer, x)
+    assert export.check(content, network, variables, x, dtype="bfloat16") < 0.1
+
+
+def test_statistics_are_written_and_read(tmp_path):
+    _, variables = made()
+    saved.write_statistics(tmp_path, variables.batch_stats, {"samples": 3})
+    path = tmp_path / "batch_stats.safetensors"
+    found = saved.read_tree(path, like=variables.batch_stats)
+    assert jax.tree.structure(found) == jax.tree.structure(variables.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, found, variables.batch_stats)
+    with pytest.raises(UserError, match="must have the statistics of this network"):
+        saved.read_tree(path, like=variables.params)
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="must be a file with running statistics"):
+        saved.read_tree(path, like=variables.batch_stats)
+
+
+def test_results_never_go_into_a_directory_in_use(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="`--to` must be a new or an empty directory"):
+        saved.new_folder(tmp_path, option="--to")
