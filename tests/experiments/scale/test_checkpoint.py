@@ -99,7 +99,7 @@ def test_none_whole_none_there_and_another_run(two, tmp_path):
     with pytest.raises(UserError, match="must be of a run with the options"):
         restore(two, fingerprint="other")
     other = state_at(0)._replace(params={"w": jnp.zeros(5)})
-    with pytest.raises(UserError, match="must hold this run.*float32"):
+    with pytest.raises(UserError, match=r"must hold this run.*float32"):
         checkpoint.restore_newest(two, other, fingerprint="f")
     for step in ("4", "6"):
         cut(two / "checkpoints" / step)
