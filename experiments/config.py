@@ -28,8 +28,8 @@ _NOT_REMEMBERED = ("config", "out", "resume")
 class TrainConfig:
     """Trains a small residual net with and without a normalization.
 
-    With `--config` cifar10-resnet20, cifar10-resnet56 or imagenet-resnet50: a ResNet, on
-    one device or on many hosts; see `--config NAME --help`.
+    With `--config` cifar10-resnet20, cifar10-resnet56 or imagenet-resnet50: a ResNet,
+    on one device or on many hosts; see `--config NAME --help`.
     """
 
     config: Literal["digits"] = "digits"

@@ -54,7 +54,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    return images.reshape(-1, 8, 8) / 16, labels.astype(np.int32)
+    return images.reshape(-1, 8, 8) / 16, np.asarray(labels, np.int32)
 
 
 def _mnist1d() -> tuple[np.ndarray, np.ndarray]:

@@ -3,22 +3,23 @@
 Source: Wu and He, Group normalization, 2018, table 2; Ioffe, Batch renormalization,
 2017. Convolutions share statistics over the batch and all positions (claim C22).
 
-Measured: digits, a small convolutional net, batches of 2 to 32, always the same number
-of examples, the learning rate chosen per net and size out of three; the loss is the
-test accuracy at size 32 minus at size 2. Batch normalization is also evaluated with
+Measured: digits, a small convolutional net, batches of 2, 8 and 32, always the same
+number of examples, the learning rate chosen per net and size out of three; the loss is
+the test accuracy at size 32 minus at size 2. Batch normalization is also evaluated with
 exact population statistics (`jaxbn.deploy.recalibrate`), which separates what small
 batches do to training from what they do to the running averages. The definition is
 compared with numpy in float64.
 
-Convolutions of 8 x 8 images still give 8 values or more per feature at size 2; dense
-layers give 2, so a dense net with batch and layer normalization is shown beside it.
+The test is a weak one: convolutions of 8 x 8 images still give 8 values or more per
+feature at size 2. Dense layers give 2, so a dense net with batch and layer
+normalization is shown beside it; it does not decide.
 
 Refuted if: going from 32 to 2 costs batch normalization less than two points more
 than group normalization; if convolution statistics differ from those over batch and
 positions in the fourth digit.
 
 Command: python -m experiments run batch-size --preset quick
-Runtime: quick about 160 s on two busy cores (standard: twice that).
+Runtime: quick about 150 s on two busy cores (standard: twice that).
 """
 
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ from experiments.lab.table import Table
 
 NORMS = ("none", "bn", "gn", "renorm")
 DENSE = ("bn dense", "ln dense")
-SIZES = (2, 4, 8, 32)
+SIZES = (2, 8, 32)
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
@@ -43,7 +44,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     if arm == "definition":
         return [row(arm, n, {}, definition(n)) for n in range(setting.starts)]
     found = []
-    for size in setting.pick(SIZES[::3], SIZES):
+    for size in setting.pick(SIZES[::2], SIZES):
         norm, *kind = arm.split()
         plan = Plan(
             (mlp if kind else conv)(norms.NORMS[norm]()),
@@ -52,7 +53,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
                 {"size": size, "lr": lr * size / 32}
                 for lr in setting.pick((0.3,), (0.1, 0.3, 1.0))
             ],
-            steps=setting.pick(320, 4096) // size,
+            steps=setting.pick(64, 4096) // size,
             batch=size,
             evals=1,
             seed=setting.seed,

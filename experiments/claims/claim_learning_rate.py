@@ -5,7 +5,9 @@ normalization, 2018, sections 2 and 3.
 
 Measured: on the digits, three hidden ReLU layers of 64 units with He weights and
 momentum 0.9, for learning rates from 0.0003 to 10 in steps of half a decade. A rate is
-good if the test accuracy is within 5 points of the arm's best.
+good if the test accuracy is within 5 points of the arm's best. What is compared are
+positions on this grid, so all starts may agree and the interval have no width; read it
+as half a decade up or down.
 
 Refuted if: the largest good rate is not at least twice (0.3 decades) the one without
 normalization; for the second rule, if the good rates do not span half a decade more.

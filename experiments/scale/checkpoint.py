@@ -37,6 +37,10 @@ class Saved(NamedTuple):
     data: dict[str, Any]
 
 
+class SaveError(UserError):
+    """Nothing could be saved; what was saved before is whole."""
+
+
 def save(
     out: Path, state: TrainState, *, data: dict, fingerprint: str, keep: int
 ) -> None:
@@ -45,12 +49,17 @@ def save(
     Called by all processes. If it fails the checkpoints before are as they were.
 
     Raises:
-        UserError: if `out` cannot be written.
+        SaveError: if `out` cannot be written.
     """
     step = int(state.step)
     if _usable(out, step):
         return
-    about = {"kind": _KIND, "fingerprint": fingerprint, "data": data}
+    about = {
+        "kind": _KIND,
+        "fingerprint": fingerprint,
+        "data": data,
+        "arrays": _arrays(state),
+    }
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
     )
@@ -59,8 +68,10 @@ def save(
             saver.save(step, args=items, force=True)
         if processes.is_first():
             _write_checksums(out, step)
+    except jax.errors.JaxRuntimeError:
+        raise  # another process was lost: `Deadline` says so
     except Exception as error:  # Orbax passes on what the file system raises, wrapped
-        raise UserError(
+        raise SaveError(
             f"`--out` must be a directory that can be written, got '{out}': "
             f"{first_line(error)}. {_FULL}"
         ) from error
@@ -170,27 +181,29 @@ def _steps(out: Path) -> list[int]:
 
 
 def _read(out: Path, step: int, like: TrainState) -> tuple[Saved, dict]:
-    items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(like), about=ocp.args.JsonRestore()
-    )
     with quiet(), manager(out, read_only=True) as saver:
-        found = saver.restore(step, args=items)
-    state = jax.tree.unflatten(
-        jax.tree.structure(like), jax.tree.leaves(found["state"])
-    )
-    _check_like(state, like)
-    return Saved(state, found["about"]["data"]), found["about"]
-
-
-def _check_like(state: TrainState, like: TrainState) -> None:
-    for found, expected in zip(
-        jax.tree.leaves(state), jax.tree.leaves(like), strict=True
-    ):
-        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
-            raise ValueError(
-                f"an array has shape {found.shape} and dtype {found.dtype} where "
-                f"{expected.shape} and {expected.dtype} belong"
+        about = saver.restore(
+            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+        )["about"]
+        # Before Orbax finds out: it leaves threads behind when a shape does not fit.
+        found, expected = about["arrays"], _arrays(like)
+        if found != expected:
+            name = min(
+                k for k in {*found, *expected} if found.get(k) != expected.get(k)
             )
+            raise ValueError(
+                f"{name} is {found.get(name, 'not there')} where "
+                f"{expected.get(name, 'nothing')} belongs"
+            )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        values = saver.restore(step, args=items)["state"]
+    state = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(values))
+    return Saved(state, about["data"]), about
+
+
+def _arrays(state: TrainState) -> dict[str, str]:
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(p): f"{v.dtype}{list(v.shape)}" for p, v in leaves}
 
 
 def _wait(name: str) -> None:

@@ -37,9 +37,13 @@ def describe(compiled: Any) -> dict[str, int | None]:
         for name in _SIZES
     }
     in_use = jax.local_devices()[0].memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return sizes | {
         "device_peak_bytes": in_use.get("peak_bytes_in_use"),
-        "process_peak_bytes": peak,
+        "process_peak_bytes": process_peak_bytes(),
     }
+
+
+def process_peak_bytes() -> int:
+    """Returns the most memory that this process has ever had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

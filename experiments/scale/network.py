@@ -168,7 +168,6 @@ def _linen(model: config.Model, data: config.Data, norm) -> Network:
         module = resnet.SmallResNet(model.depth, data.classes, layers)
     example = jax.ShapeDtypeStruct((1, *_shape(data)), jnp.float32)
 
-    @jax.jit
     def init(key):
         made = module.lazy_init(key, example)
         return Variables(made["params"], made["batch_stats"])
@@ -199,7 +198,6 @@ def _nnx(model: config.Model, data: config.Data, norm) -> Network:
     module = nnx.eval_shape(make, jax.random.key(0))
     parts = _split(module)
 
-    @jax.jit
     def init(key):
         _, params, batch_stats = _split(make(key))
         return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
@@ -216,11 +214,11 @@ def _nnx(model: config.Model, data: config.Data, norm) -> Network:
     return Network(module, init, train, infer)
 
 
-def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
+def _split(module: nnx.Module) -> Any:
     return nnx.split(module, nnx.Param, nnx.BatchStat)
 
 
-def _merge(parts: tuple[Any, Any, Any], variables: Variables) -> nnx.Module:
+def _merge(parts: Any, variables: Variables) -> nnx.Module:
     graph, *states = jax.tree.map(lambda leaf: leaf, parts)
     for state, values in zip(states, variables, strict=True):
         nnx.replace_by_pure_dict(state, values)

@@ -40,9 +40,12 @@ _LEAST = {
     "bn_momentum": 0,
 }
 _BELOW_ONE = ("momentum", "label_smoothing", "bn_momentum")
-# What a session may change without making it another run.
-_FREE = ("session", "devices")
-_REMEMBERED_DEVICES = ("parallel", "model_devices")
+# What a session may change without making it another run; some of it is remembered.
+_FREE = {
+    "session": ("checkpoint_every", "keep", "log_every"),
+    "devices": ("parallel", "model_devices"),
+}
+_REMEMBERED = {name for names in _FREE.values() for name in names}
 
 
 def check(config: ScaleConfig) -> None:
@@ -104,17 +107,16 @@ def flat(config: ScaleConfig) -> dict[str, Any]:
 
 def to_json(config: ScaleConfig) -> dict[str, Any]:
     """Returns what `config.json` holds: everything but this session and machine."""
-    devices = dataclasses.asdict(config.devices)
-    free = {field.name for part in _FREE for field in _fields(config, part)}
-    kept = {key: value for key, value in flat(config).items() if key not in free}
-    kept |= {key: devices[key] for key in _REMEMBERED_DEVICES}
+    parts = (dataclasses.fields(getattr(config, part)) for part in _FREE)
+    forgotten = {field.name for part in parts for field in part} - _REMEMBERED
+    kept = {key: value for key, value in flat(config).items() if key not in forgotten}
     return {k: str(v) if isinstance(v, Path) else v for k, v in kept.items()}
 
 
 def fingerprint(config: ScaleConfig) -> str:
     """Returns a hash that two configs share if they describe the same run."""
     described = to_json(config)
-    for name in (*_REMEMBERED_DEVICES, "data_dir", "loader_threads"):
+    for name in (*_REMEMBERED, "data_dir", "loader_threads"):
         described.pop(name)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -123,7 +125,7 @@ def stored(config: ScaleConfig) -> ScaleConfig:
     """Returns the options of the run in `config.out`, or `config` if there is none."""
     path = config.out / "config.json"
     if not path.is_file():
-        return config
+        return _as_default(config)
     try:
         begun = _from_json(json.loads(path.read_text()))
         check(begun)
@@ -132,9 +134,11 @@ def stored(config: ScaleConfig) -> ScaleConfig:
             f"'{path}' must hold the options of a run, but does not: {error} "
             "Start a new run in another `--out`."
         ) from error
-    kept = {name: getattr(begun.devices, name) for name in _REMEMBERED_DEVICES}
-    devices = dataclasses.replace(config.devices, **kept)
-    return dataclasses.replace(begun, session=config.session, devices=devices)
+    now = {}
+    for part, names in _FREE.items():
+        kept = {name: getattr(getattr(begun, part), name) for name in names}
+        now[part] = dataclasses.replace(getattr(config, part), **kept)
+    return _as_default(dataclasses.replace(begun, **now))
 
 
 def check_unchanged(config: ScaleConfig, begun: ScaleConfig) -> None:
@@ -142,7 +146,7 @@ def check_unchanged(config: ScaleConfig, begun: ScaleConfig) -> None:
     if fingerprint(config) == fingerprint(begun):
         return
     old, new = to_json(begun), to_json(config)
-    name = next(n for n in old if old[n] != new[n] and n not in _REMEMBERED_DEVICES)
+    name = next(n for n in old if old[n] != new[n] and n not in _REMEMBERED)
     raise UserError(
         f"`{flag(name)}` must stay {old[name]}, with which the run in '{config.out}' "
         f"began, got {new[name]}. Leave it out, or start a new run in another `--out`."
@@ -167,8 +171,10 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _fields(config: ScaleConfig, part: str) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(getattr(config, part))
+def _as_default(config: ScaleConfig) -> ScaleConfig:
+    # The command line is read once more on top of it, `--resume` included.
+    session = dataclasses.replace(config.session, resume=False)
+    return dataclasses.replace(config, session=session)
 
 
 def _from_json(content: object) -> ScaleConfig:

@@ -1,14 +1,17 @@
 """Several processes: how they find each other, and what happens when one is lost.
 
-JAX's own runtime connects them; this module adds a deadline for every step, so that the
-processes that are left say what happened and end, instead of waiting.
+JAX's own runtime connects them and ends all when one is silent for too long, wherever
+they are. This module adds a deadline for every step, which is sooner and also notices a
+process that is alive and stuck, and a last word for a process that is ended from below.
 """
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 import jax
@@ -20,6 +23,9 @@ from experiments.scale import config
 LOST = 3  # exit code of a process that has lost another one
 
 _FOR_ALL_TO_COME = 120
+
+# Its input ends when the process that started it does, however that happens.
+_SPEAK_AT_THE_END = "import sys; sys.stdin.read(); print(sys.argv[1], file=sys.stderr)"
 
 
 @contextlib.contextmanager
@@ -45,8 +51,7 @@ def started(devices: config.Devices) -> Iterator[None]:
             devices.processes,
             devices.process_id,
             initialization_timeout=_FOR_ALL_TO_COME,
-            # The deadline of a step must come first: it can say what happened.
-            heartbeat_timeout_seconds=max(100, 2 * devices.process_timeout),
+            heartbeat_timeout_seconds=max(10, devices.process_timeout),
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -58,17 +63,19 @@ def started(devices: config.Devices) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def leave(message: str) -> None:
+def leave(message: str, *, code: int = LOST) -> None:
     """Ends this process at once, without waiting for one that is gone."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(LOST)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 class Deadline:
     """Ends this process if `beat` is not called for `seconds`. Use it with `with`.
 
     A single process has no deadline: nobody can keep it waiting. An error of the
-    runtime inside the block means the same as silence: a peer is gone.
+    runtime inside the block means the same as silence: a peer is gone. If JAX's runtime
+    ends this process instead, which no Python code can see, a second process that has
+    waited for nothing else says so.
 
     Attributes:
         seconds: between two calls of `beat`; the first one starts the clock, because
@@ -80,16 +87,35 @@ class Deadline:
         self.seconds, self.advice = seconds, advice
         self._last: float | None = None
         self._over = threading.Event()
+        self._mourner: subprocess.Popen | None = None
 
     def __enter__(self) -> "Deadline":
         if jax.process_count() > 1:
             threading.Thread(target=self._watch, daemon=True).start()
+            last_word = (
+                f"error: {_name()} was ended: by a signal, or by JAX's runtime because "
+                f"another process was lost, see above. {self.advice}"
+            )
+            self._mourner = subprocess.Popen(
+                [sys.executable, "-S", "-c", _SPEAK_AT_THE_END, last_word],
+                stdin=subprocess.PIPE,
+                # A signal to the whole group must not silence it.
+                start_new_session=True,
+            )
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         self._over.set()
-        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        self._dismiss()
+        if jax.process_count() == 1 or error is None:
+            return
+        # Ending in order would wait for the others, who may be waiting for this one.
+        if isinstance(error, UserError):
+            leave(str(error), code=2)
+        if isinstance(error, jax.errors.JaxRuntimeError):
             self._leave(f"a collective failed ({str(error).splitlines()[0]})")
+        traceback.print_exception(error)
+        leave(f"{_name()} ended by a mistake of this program, see above", code=1)
 
     def beat(self) -> None:
         """Says that a step has ended."""
@@ -109,11 +135,13 @@ class Deadline:
                 self._leave(f"no step ended for {self.seconds} s")
 
     def _leave(self, reason: str) -> None:
-        me, all_of_them = jax.process_index(), jax.process_count()
-        leave(
-            f"process {me} of {all_of_them} has lost another process: {reason}. "
-            f"{self.advice}"
-        )
+        self._dismiss()
+        leave(f"{_name()} has lost another process: {reason}. {self.advice}")
+
+    def _dismiss(self) -> None:
+        if self._mourner is not None:
+            self._mourner.kill()
+            self._mourner.wait()
 
 
 def agree(value: int) -> int:
@@ -126,6 +154,10 @@ def agree(value: int) -> int:
 def is_first() -> bool:
     """Tells whether this process writes the files."""
     return jax.process_index() == 0
+
+
+def _name() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def _check(devices: config.Devices) -> None:

@@ -12,7 +12,7 @@ from experiments.progress import StepProgress
 from experiments.scale import checkpoint, pipeline, processes
 from experiments.scale.config import ScaleConfig
 from experiments.scale.layout import Layout
-from experiments.scale.memory import report
+from experiments.scale.memory import process_peak_bytes, report
 from experiments.scale.metrics import Writer
 from experiments.scale.network import Variables
 from experiments.scale.optimizer import learning_rate
@@ -153,6 +153,7 @@ class Session:
                     "images_per_second": images,
                     "images_per_second_per_device": each,
                     "share_of_time_waiting_for_data": waited,
+                    "process_peak_bytes": process_peak_bytes(),
                 },
             )
             self.progress.update(

@@ -45,7 +45,12 @@ def main(config: ScaleConfig) -> int:
             config.devices.process_timeout,
             advice=f"Continue with: {_again(config)}",
         ) as deadline:
-            return _session(run, deadline)
+            try:
+                return _session(run, deadline)
+            except checkpoint.SaveError as error:
+                # Orbax's threads would complain, at length, of an orderly end.
+                processes.leave(str(error), code=2)
+                raise
 
 
 def make_run(config: ScaleConfig) -> Run:

@@ -1,0 +1,263 @@
+"""Data sets in files of this machine: CIFAR, MNIST and ArrayRecord."""
+
+import gzip
+import importlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.errors import UserError
+from experiments.scale import config
+
+Split = Literal["train", "eval"]
+
+_CIFAR = {
+    "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
+    "eval": ["test_batch.bin"],
+}
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+_MNIST = {"train": "train", "eval": "t10k"}
+_UNSIGNED_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Parts of a data set in memory, or mapped into it.
+
+    Attributes:
+        images: parts of uint8 (examples, height, width, channels) or, if
+            `channels_first`, (examples, channels, height, width).
+        labels: their labels, (examples,).
+        channels_first: how images are stored.
+    """
+
+    images: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+    channels_first: bool = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self.labels))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = inside(index, len(self))
+        part = 0
+        while row >= len(self.labels[part]):
+            row -= len(self.labels[part])
+            part += 1
+        image = self.images[part][row]
+        image = image.transpose(1, 2, 0) if self.channels_first else image
+        return {
+            "image": np.ascontiguousarray(image),
+            "label": int(self.labels[part][row]),
+        }
+
+
+def cifar_binary(data: config.Data, split: Split) -> Arrays:
+    """CIFAR-10, binary version: `data_batch_1.bin` to `_5.bin`, and `test_batch.bin`.
+
+    A record is a byte of the label and 3,072 bytes of the image: red, green and blue,
+    each row by row (https://www.cs.toronto.edu/~kriz/cifar.html).
+    """
+    folder = directory(data)
+    inner = folder / "cifar-10-batches-bin"
+    folder = inner if inner.is_dir() else folder
+    images, labels = [], []
+    for name in _CIFAR[split]:
+        path = _existing(folder / name, "cifar-binary")
+        if not path.stat().st_size or path.stat().st_size % _CIFAR_RECORD:
+            raise UserError(
+                f"`{path}` must consist of records of {_CIFAR_RECORD} bytes, got "
+                f"{path.stat().st_size} bytes. Copy the file again."
+            )
+        records = np.memmap(path, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
+        if records[:, 0].max() > 9:
+            raise UserError(
+                f"`{path}` must have labels from 0 to 9, got {records[:, 0].max()}. "
+                "Pass the binary version of CIFAR-10."
+            )
+        images.append(records[:, 1:].reshape(-1, 3, 32, 32))
+        labels.append(records[:, 0])
+    return Arrays(tuple(images), tuple(labels), channels_first=True)
+
+
+def mnist_idx(data: config.Data, split: Split) -> Arrays:
+    """MNIST and its kin: IDX files of images and labels, plain or compressed (.gz).
+
+    A header of two zero bytes, the type (8: unsigned bytes), the number of dimensions
+    and each of them as four bytes, most significant first; then the values.
+    """
+    folder, prefix = directory(data), _MNIST[split]
+    images = _idx(folder / f"{prefix}-images-idx3-ubyte", rank=3)
+    labels = _idx(folder / f"{prefix}-labels-idx1-ubyte", rank=1)
+    if len(images) != len(labels):
+        raise UserError(
+            f"`{folder}` must have as many labels as images, got {len(labels)} and "
+            f"{len(images)}. Copy the files of '{prefix}' again."
+        )
+    return Arrays((images[..., None],), (labels,))
+
+
+def _idx(path: Path, *, rank: int) -> np.ndarray:
+    packed = path.with_name(f"{path.name}.gz")
+    path = packed if packed.exists() and not path.exists() else path
+    _existing(path, "mnist-idx")
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError) as error:
+        raise UserError(
+            f"`{path}` must be a readable file, got: {short(error)} Copy it again."
+        ) from error
+    start = 4 + 4 * rank
+    if len(raw) < start or raw[:4] != bytes([0, 0, _UNSIGNED_BYTES, rank]):
+        raise UserError(
+            f"`{path}` must begin as an IDX file of bytes with {rank} dimensions, got "
+            f"{raw[:4].hex(' ') or 'nothing'}. Copy the file again."
+        )
+    shape = np.frombuffer(raw, ">u4", rank, 4).astype(int)
+    if len(raw) - start != shape.prod():
+        raise UserError(
+            f"`{path}` must have {shape.prod()} values after its header, got "
+            f"{len(raw) - start}. Copy the file again."
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+@dataclass(frozen=True)
+class ArrayRecords:
+    """Records of `write_array_record` in one or more files, in order of their names."""
+
+    records: Any
+    channels: int
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        import msgpack
+
+        try:
+            raw = self.records[inside(index, len(self))]
+            record = msgpack.unpackb(raw)
+            image, shape = record["image"], record.get("shape")
+            if shape is not None:
+                image = np.frombuffer(image, np.uint8).reshape(shape)
+            image = decoded(image, channels=self.channels)
+            return {"image": image, "label": int(record["label"])}
+        except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"Record {index} of `{self.where}` must be a map of image and label, "
+                f"got: {short(error)} Write it with write_array_record."
+            ) from error
+
+
+def array_record(data: config.Data, split: Split) -> ArrayRecords:
+    """All of `train*.arrayrecord`, or of `eval*.arrayrecord`."""
+    pattern = f"{split}*.arrayrecord"
+    paths = sorted(map(str, directory(data).glob(pattern)))
+    if not paths:
+        raise UserError(
+            f"`--data-dir` must have files {pattern}, got none in {data.data_dir}. "
+            "Write them with experiments.scale.source_files.write_array_record."
+        )
+    library = _array_record("data_source")
+    try:
+        records = library.ArrayRecordDataSource(paths)
+        len(records)
+    except Exception as error:
+        raise UserError(
+            f"`{data.data_dir}/{pattern}` must be whole ArrayRecord files, got: "
+            f"{short(error)} Write them again."
+        ) from error
+    return ArrayRecords(records, data.channels, f"{data.data_dir}/{pattern}")
+
+
+def write_array_record(path: Path, examples: Iterable[dict[str, Any]]) -> None:
+    """Writes a file for `--source arrayrecord`.
+
+    A record is a msgpack map: "label" is an integer; "image" is the bytes of a JPEG or
+    PNG file or, with "shape": [height, width, channels], its uint8 values.
+
+    Args:
+        path: the file, `train*.arrayrecord` or `eval*.arrayrecord`.
+        examples: dictionaries of "label" and "image", which is the bytes of a file or
+            uint8 (height, width, channels).
+    """
+    import msgpack
+
+    # Groups of one record: random access reads no more than it is asked for.
+    writer = _array_record("module").ArrayRecordWriter(str(path), "group_size:1")
+    for example in examples:
+        image, record = example["image"], {"label": int(example["label"])}
+        if not isinstance(image, bytes):
+            image = np.asarray(image, np.uint8)
+            record |= {"shape": list(image.shape)}
+            image = image.tobytes()
+        writer.write(msgpack.packb(record | {"image": image}))
+    writer.close()
+
+
+def decoded(image: Any, *, channels: int) -> np.ndarray:
+    """An image as uint8 (height, width, channels).
+
+    Args:
+        image: an array, an image of PIL, or the bytes of a file such as JPEG or PNG.
+        channels: 1 or 3, for what has to be decoded. Arrays stay as they are, except
+            that grey ones get a channel.
+    """
+    if isinstance(image, bytes):
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(image))
+    if hasattr(image, "convert"):
+        image = image.convert("L" if channels == 1 else "RGB")
+    image = np.asarray(image, np.uint8)
+    return image[..., None] if image.ndim == 2 else image
+
+
+def directory(data: config.Data) -> Path:
+    """The directory of the files, which exists."""
+    if data.data_dir is None or not data.data_dir.is_dir():
+        raise UserError(
+            f"`--data-dir` must be a directory with `--source {data.source}`, got "
+            f"{data.data_dir}. Pass the directory of the files."
+        )
+    return data.data_dir
+
+
+def inside(index: Any, size: int) -> int:
+    """The index, of which sources must not take negative ones."""
+    index = int(index)
+    if not 0 <= index < size:
+        raise IndexError(f"`index` must be in [0, {size}), got {index}.")
+    return index
+
+
+def short(error: Exception) -> str:
+    """What an error of another library says, as one sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200].rstrip(".") + "."
+
+
+def _existing(path: Path, source: str) -> Path:
+    if not path.is_file():
+        raise UserError(
+            f"`--data-dir` must contain {path.name} for `--source {source}`, got none "
+            f"in {path.parent}. Pass the directory with the unpacked files."
+        )
+    return path
+
+
+def _array_record(part: str) -> Any:
+    try:
+        return importlib.import_module(f"array_record.python.array_record_{part}")
+    except ImportError as error:
+        raise UserError(
+            "`--source arrayrecord` must find the package array_record, but there is "
+            f'{short(error)} Install it: pip install "jaxbn[data]".'
+        ) from error

@@ -1,0 +1,14 @@
+"""One run that nothing interrupts, to compare those with that are interrupted."""
+
+import pytest
+from scale_runs import train
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, cache):
+    return train(tmp_path_factory.mktemp("scale") / "whole", cache)

@@ -1,0 +1,262 @@
+"""The networks have the sizes of the papers and are the same in linen and nnx."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxbn.deploy
+from experiments.errors import UserError
+from experiments.scale import config, network, resnet
+
+# Compiles faster; how fast it runs does not matter here.
+quick = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+DATA = config.Data(image_size=8)
+TINY = config.Model(depth=8, zero_init_last_scale=False)
+
+
+def make(model=TINY, data=DATA, *, batch_size=16, data_devices=1, axis_name=None):
+    return network.make_network(
+        model,
+        data,
+        batch_size=batch_size,
+        data_devices=data_devices,
+        axis_name=axis_name,
+    )
+
+
+@functools.cache
+def started():
+    return make().init(jax.random.key(0))
+
+
+@functools.cache
+def images(batch=16):
+    shape = (batch, DATA.image_size, DATA.image_size, DATA.channels)
+    return np.random.default_rng(0).standard_normal(shape, np.float32) + 1
+
+
+def shapes(variables):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables)
+
+
+@pytest.mark.parametrize(
+    ("depth", "millions"),
+    [
+        (20, 0.27),
+        (56, 0.85),
+        pytest.param(110, 1.73, marks=pytest.mark.slow),
+        (50, 25.56),
+    ],
+)
+def test_sizes_are_those_of_the_papers_and_of_both_apis(depth, millions):
+    data = replace(DATA, classes=1000, image_size=224) if depth == 50 else DATA
+    linen, other = (
+        jax.eval_shape(make(config.Model(depth, api=api), data).init, jax.random.key(0))
+        for api in ("linen", "nnx")
+    )
+    assert shapes(linen) == shapes(other)
+    count = sum(leaf.size for leaf in jax.tree.leaves(linen.params))
+    assert round(count / 1e6, 2) == millions
+    assert {leaf.dtype for leaf in jax.tree.leaves(linen)} == {jnp.dtype("float32")}
+
+
+def test_resnet_50_is_v1_5_and_the_same_function_in_both_apis():
+    # Of two blocks in all, so that it compiles soon: a plain and a strided one.
+    data = replace(DATA, image_size=32, classes=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "STAGES", (1, 1))
+        model = replace(TINY, depth=50)
+        linen, other = (make(replace(model, api=a), data) for a in ("linen", "nnx"))
+        start = linen.init(jax.random.key(0))
+        block = start.params["stage2_block1"]
+        assert block["conv2"]["kernel"].shape == (3, 3, 128, 128)
+        x = np.random.default_rng(0).standard_normal((4, 32, 32, 3), np.float32)
+        _, seen = linen.module.apply(
+            start._asdict(), x, capture_intermediates=True, mutable="intermediates"
+        )
+        inner = seen["intermediates"]["stage2_block1"]
+        assert inner["conv1"]["__call__"][0].shape == (4, 8, 8, 128)
+        assert inner["conv2"]["__call__"][0].shape == (4, 4, 4, 128)
+        y, z = (quick(n.infer)(start, x) for n in (linen, other))
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["jaxbn", "flax"])
+def test_linen_and_nnx_agree_in_logits_and_statistics(norm):
+    mask = jnp.arange(16) < 11
+    networks = [make(replace(TINY, api=api, norm=norm)) for api in ("linen", "nnx")]
+    start = networks[0].init(jax.random.key(0))
+    (y, stats), (z, others) = (quick(n.train)(start, images(), mask) for n in networks)
+    assert y.dtype == z.dtype == jnp.float32
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, others
+    )
+    later = start._replace(batch_stats=stats)
+    y, z = (quick(n.infer)(later, images()) for n in networks)
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
+
+
+def test_both_libraries_of_layers_give_the_same_logits():
+    library = make(replace(TINY, norm="flax"))
+    start = library.init(jax.random.key(0))
+    ours = network.Variables(start.params, started().batch_stats)
+    y = quick(make().train)(ours, images(), None)[0]
+    z = quick(library.train)(start, images(), None)[0]
+    np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_bfloat16_keeps_float32_variables_and_logits(api):
+    net = make(replace(TINY, api=api, dtype="bfloat16"))
+    y, stats = quick(net.train)(started(), images(), None)
+    assert y.dtype == jnp.float32
+    assert shapes(stats) == shapes(started().batch_stats)
+    exact = quick(make().train)(started(), images(), None)[0]
+    error = np.abs(y - exact).max()
+    assert 0 < error < 0.05 * np.abs(exact).max() + 1e-3
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_the_initial_kernels_are_he_normal_and_the_last_scales_zero(api):
+    net = make(replace(TINY, api=api, zero_init_last_scale=True))
+    params = net.init(jax.random.key(3)).params
+    block = params["stage3_block1"]
+    assert not block["norm2"]["scale"].any() and (block["norm1"]["scale"] == 1).all()
+    kernel = block["conv1"]["kernel"]
+    std = np.sqrt(2 / (3 * 3 * 64))  # of 64 outputs
+    np.testing.assert_allclose(kernel.std(), std, rtol=5 / np.sqrt(2 * kernel.size))
+    others = net.init(jax.random.key(4)).params["stage3_block1"]["conv1"]["kernel"]
+    assert (kernel != others).any()
+
+
+def test_deployment_finds_its_way_in_both_modules():
+    start, x = started(), images()
+    model = jaxbn.deploy.linen_model(make().module, start._asdict())
+    other = make(replace(TINY, api="nnx"))
+    loaded = network.with_variables(other, start)
+    assert model.states.keys() == jaxbn.deploy.nnx_model(loaded).states.keys()
+    folded, report = jaxbn.deploy.fold_nnx(loaded, jnp.asarray(x))
+    assert not report.kept and len(report.folded) == 7
+    want = make().infer(start, x)
+    np.testing.assert_allclose(nnx.jit(folded)(x), want, rtol=1e-4, atol=1e-5)
+
+
+def losses(net, axis_name=None):
+    """Loss, gradients and new statistics of a step on part of a batch."""
+
+    def step(variables, x, labels):
+        def loss(params):
+            logits, stats = net.train(variables._replace(params=params), x, None)
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, 1)
+            value = -chosen.mean()
+            value = value if axis_name is None else jax.lax.pmean(value, axis_name)
+            return value, stats
+
+        (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(
+            variables.params
+        )
+        return value, gradient, stats
+
+    return step
+
+
+def by_jit(kind, variables, x, labels, bn_sync, api):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    net = make(replace(TINY, bn_sync=bn_sync, api=api), data_devices=8)
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        x, labels = jax.device_put((x, labels), spread)
+        return quick(losses(net))(variables, x, labels)
+
+
+def by_program(kind, variables, x, labels, bn_sync, api):
+    chosen = replace(TINY, bn_sync=bn_sync, api=api)
+    step = losses(make(chosen, data_devices=8, axis_name="data"), "data")
+    if kind == "pmap":
+        split = jax.tree.map(lambda a: a.reshape(8, 2, *a.shape[1:]), (x, labels))
+        run = jax.pmap(step, axis_name="data", in_axes=(None, 0, 0))
+        value, gradient, stats = jax.tree.map(lambda a: a[0], run(variables, *split))
+        return value, gradient, stats
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    whole, part = PartitionSpec(), PartitionSpec("data")
+    specs = {"mesh": mesh, "in_specs": (whole, part, part), "out_specs": whole}
+    return quick(jax.shard_map(step, **specs))(variables, x, labels)
+
+
+WAYS = {
+    "jit": functools.partial(by_jit, AxisType.Auto),
+    "explicit": functools.partial(by_jit, AxisType.Explicit),
+    "shard_map": functools.partial(by_program, "shard_map"),
+    "pmap": functools.partial(by_program, "pmap"),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "bn_sync", "api"),
+    [
+        ("jit", "groups:4", "linen"),
+        pytest.param("explicit", "global", "nnx", marks=pytest.mark.slow),
+        ("explicit", "device", "linen"),
+        ("shard_map", "groups:4", "nnx"),
+        pytest.param("shard_map", "global", "linen", marks=pytest.mark.slow),
+        pytest.param("pmap", "global", "linen", marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_on_eight_devices_is_that_of_one(way, bn_sync, api):
+    labels = np.arange(16)[:, None] % 10
+    ghost = {"global": "global", "groups:4": "ghost:8", "device": "ghost:2"}[bn_sync]
+    alone = quick(losses(make(replace(TINY, bn_sync=ghost))))
+    want = alone(started(), images(), labels)
+    got = WAYS[way](started(), images(), labels, bn_sync, api)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, want
+    )
+
+
+@pytest.mark.parametrize(
+    ("bn_sync", "size"),
+    [
+        ("global", None),
+        ("device", 16),
+        ("groups:2", 32),
+        ("groups:8", None),
+        ("ghost:4", 4),
+        ("ghost:64", 64),
+        ("ghost:128", None),
+    ],
+)
+def test_the_size_of_groups(bn_sync, size):
+    assert network.ghost_batch_size(bn_sync, batch_size=128, data_devices=8) == size
+
+
+@pytest.mark.parametrize(
+    ("bn_sync", "batch", "message"),
+    [
+        ("local", 128, "`--bn-sync` must be 'global', 'device', 'groups:N' or"),
+        ("ghost:0", 128, "got 'ghost:0'. Pass for example groups:4"),
+        ("groups:3", 128, "`--bn-sync` must divide the 8 devices, and so the batch"),
+        ("ghost:5", 128, "`--bn-sync` must divide the 16 examples of a device, or"),
+        ("ghost:48", 128, "got 'ghost:48'. Pass another number, or global."),
+        ("device", 12, "`--batch-size` must be a multiple of the number of devices"),
+    ],
+)
+def test_groups_that_do_not_divide_the_batch_are_refused(bn_sync, batch, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        network.ghost_batch_size(bn_sync, batch_size=batch, data_devices=8)
+
+
+def test_a_network_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match=r"`--depth` must be 50 or 6n \+ 2 .* got 21"):
+        make(replace(TINY, depth=21))
+    with pytest.raises(UserError, match="'global' with `--norm flax`, got 'device'"):
+        make(replace(TINY, norm="flax", bn_sync="device"))

@@ -1,0 +1,160 @@
+"""Whole runs in processes of their own: stopped, killed, split, resumed."""
+
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+from scale_runs import end, results, rows, start, start_all, train, wait_for_step
+
+
+def assert_close(found, want):
+    assert len(found) == len(want)
+    for row, expected in zip(found, want, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_leaves_its_files(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {"config.json", "environment.json", "summary.json", "memory.json"}
+    found = rows(whole)
+    assert [row["step"] for row in found if "loss" in row] == list(range(1, 13))
+    assert [row["eval_examples"] for row in found if "eval_loss" in row] == [20]
+
+
+def test_sigterm_saves_and_resuming_is_bit_identical(whole, cache, tmp_path):
+    running = start(tmp_path / "run", cache, cpu_devices=8)
+    wait_for_step(running, 2)
+    running.send_signal(signal.SIGTERM)
+    (code,), (errors,) = end(running)
+    assert code == 130 and "continue with" in errors
+    train(tmp_path / "run", cache, "--resume")
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
+    train(tmp_path / "run", cache, processes=2)
+    assert_close(rows(tmp_path / "run"), rows(whole))
+
+
+def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tmp_path):
+    first, second = start_all(tmp_path / "run", cache, processes=2, log_every=1)
+    wait_for_step(first, 5)
+    second.kill()
+    second.communicate()
+    (code,), (errors,) = end(first, timeout=60)
+    assert code in (3, -signal.SIGABRT)
+    assert "Continue with: python -m experiments train --resume" in errors
+    train(tmp_path / "run", cache, "--resume")
+    assert_close(rows(tmp_path / "run"), rows(whole))
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole, cache, tmp_path):
+    def no_large_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    out = tmp_path / "run"
+    running = start(out, None, cpu_devices=8, preexec_fn=no_large_files)
+    (code,), (errors,) = end(running)
+    assert code == 2
+    assert errors.splitlines()[-1].startswith("error: `--out` must be a directory that")
+    train(out, cache, "--resume")
+    assert results(out) == results(whole)
+
+
+def test_what_is_not_finite_stops_the_run_with_a_message(cache, tmp_path):
+    running = start(tmp_path / "run", cache, lr=1e38, stop_after_nonfinite=2)
+    (code,), (errors,) = end(running)
+    assert code == 2
+    assert "2 steps in a row" in errors
+
+
+@pytest.mark.parametrize("option", [{"out": "/dev/null/run"}, {"lr": 2}])
+def test_a_directory_that_cannot_be_used(option, whole, cache):
+    out = option.pop("out", whole)
+    running = start(out, cache, "--resume", **option)
+    (code,), (errors,) = end(running)
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1 and errors.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_four_processes_compute_what_one_does(whole, cache, tmp_path):
+    train(tmp_path / "run", cache, processes=4)
+    assert_close(rows(tmp_path / "run"), rows(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["explicit", "shard_map", "pmap"])
+def test_every_layout_over_two_processes(parallel, whole, cache, tmp_path):
+    train(tmp_path / "run", cache, processes=2, parallel=parallel)
+    assert_close(rows(tmp_path / "run"), rows(whole))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_all(whole, cache, tmp_path):
+    first, second = start_all(tmp_path / "run", cache, processes=2, steps=400)
+    wait_for_step(first, 3)
+    second.send_signal(signal.SIGTERM)
+    codes, errors = end(first, second)
+    assert codes == [130, 130], errors
+    assert "interrupted at step" in errors[0]
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(cache, tmp_path):
+    """At random moments of 60 steps, every second one of which is saved."""
+    options = {"steps": 60, "checkpoint_every": 2, "eval_every": 20}
+    whole = train(tmp_path / "whole", cache, **options)
+    out, chance, killed = tmp_path / "run", random.Random(0), 0
+    while killed < 20:
+        running = start(out, cache, "--resume", cpu_devices=8, **options)
+        if killed % 2:  # in the middle of a save
+            folder, begin = out / "checkpoints", time.monotonic()
+            while running.poll() is None and time.monotonic() - begin < 120:
+                if any(not name.isdecimal() for name in _names(folder)):
+                    break
+                time.sleep(0.001)
+        else:
+            time.sleep(chance.uniform(1, 15))
+        if running.poll() is not None:  # it was faster than the kill: begin anew
+            assert running.returncode == 0, running.stderr.read()
+            assert results(out) == results(whole)
+            out = tmp_path / f"run-{killed}"
+            continue
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate()
+        killed += 1
+    train(out, cache, "--resume", **options)
+    assert results(out) == results(whole)
+
+
+def _names(folder):
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_two_thousand_steps(cache, tmp_path):
+    """With five kills; the last session is the longest, and is looked at."""
+    out, chance = tmp_path / "run", random.Random(1)
+    options = {
+        "steps": 2000,
+        "checkpoint_every": 50,
+        "eval_every": 500,
+        "log_every": 10,
+    }
+    for _ in range(5):
+        running = start(out, cache, "--resume", cpu_devices=1, **options)
+        time.sleep(chance.uniform(8, 12))
+        running.kill()
+        running.communicate()
+    (code,), (errors,) = end(
+        start(out, cache, "--resume", cpu_devices=1, **options), timeout=600
+    )
+    assert code == 0, errors
+    speeds = rows(out, "speed")
+    last = [row["process_peak_bytes"] for row in speeds if row["step"] > 1000]
+    assert last[-1] < 1.05 * last[len(last) // 4]
