@@ -1,72 +1,31 @@
-"""Loads a trained run, and files with variables."""
+"""Files with the arrays of a network, beside the checkpoints of a run."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from experiments import files
 from experiments.errors import UserError
-from experiments.scale import checkpoint, config, options
-from experiments.scale.network import Network, Variables, make_network
-from experiments.scale.optimizer import make_optimizer
-from experiments.scale.step import Step
+from experiments.scale import saved
+from experiments.scale.config import ScaleConfig
+from experiments.scale.network import Network, Variables
 from jaxbn.interop import read_safetensors, write_safetensors
 
 _STATISTICS = "batch_stats.safetensors"
 
 
-class Trained(NamedTuple):
-    """A run that was trained."""
-
-    config: config.ScaleConfig
-    network: Network
-    variables: Variables
-
-
-def load_run(out: Path, *, statistics: Path | None = None) -> Trained:
-    """Returns the newest whole checkpoint of a run, on the first device.
-
-    The network is that of a single device: statistics of a batch are of all its
-    examples.
-
-    Args:
-        out: directory of the run.
-        statistics: directory of other running statistics, from `recalibrate`.
-
-    Raises:
-        UserError: if there is no such run or file.
-    """
-    if not (out / "config.json").is_file():
-        raise UserError(
-            f"`--out` must be the directory of a trained ResNet, got '{out}'. Train "
-            "one first: python -m experiments train --config NAME --out DIR."
-        )
-    begun = options.stored(config.ScaleConfig(session=config.Session(out=out)))
-    size = begun.optimizer.batch_size
-    network = make_network(
-        dataclasses.replace(begun.model, bn_sync="global"),
-        begun.data,
-        batch_size=size,
-        data_devices=1,
-        axis_name=None,
-    )
-    step = Step(network, make_optimizer(begun.optimizer), size, 0.0, 1)
-    here = SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(step.init, jax.random.key(0)),
-    )
-    state = checkpoint.read_newest(out, like)
-    variables = Variables(state.params, state.batch_stats)
+def load_run(
+    out: Path, *, statistics: Path | None
+) -> tuple[ScaleConfig, Network, Variables]:
+    """As `saved.load_run`, with the running statistics in `statistics` if given."""
+    begun, network, variables = saved.load_run(out)
     if statistics is not None:
         found = read_tree(statistics / _STATISTICS, like=variables.batch_stats)
         variables = variables._replace(batch_stats=found)
-    return Trained(begun, network, variables)
+    return begun, network, variables
 
 
 def write_statistics(folder: Path, batch_stats: Any, about: dict) -> None:
@@ -123,5 +82,5 @@ def _flat(tree: Any, path: tuple[str, ...] = ()):
 
 def _filled(like: Any, found: dict[str, np.ndarray], path: tuple[str, ...]) -> Any:
     if not isinstance(like, Mapping):
-        return jax.numpy.asarray(found["/".join(path)])
+        return jnp.asarray(found["/".join(path)])
     return {k: _filled(v, found, (*path, str(k))) for k, v in like.items()}
