@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import files
 from experiments.errors import UserError
-from experiments.scale import pipeline, recalibrate, saved
+from experiments.scale import arrays, pipeline, recalibrate
 from experiments.scale.network import Network, Variables
 from experiments.scale.step import evaluate
 
@@ -39,7 +39,9 @@ class EvalConfig:
 def main(config: EvalConfig) -> int:
     """Prints loss and accuracy, and writes them into the directory of the run."""
     recalibrate.check_sizes(samples=config.samples, batch_size=config.batch_size)
-    begun, network, variables = saved.load_run(config.out, statistics=config.statistics)
+    begun, network, variables = arrays.load_run(
+        config.out, statistics=config.statistics
+    )
     size = config.batch_size or begun.optimizer.batch_size
     if config.bn_stats == "precise":
         images = recalibrate.training_batches(begun, config.samples, size)

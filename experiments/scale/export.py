@@ -19,7 +19,7 @@ from jax import Array, export
 
 from experiments import files
 from experiments.errors import UserError
-from experiments.scale import fold, saved
+from experiments.scale import arrays, fold
 from experiments.scale.network import Network, Variables
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -39,7 +39,9 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> int:
     """Writes the file, if it gives the outputs of the run."""
-    begun, network, variables = saved.load_run(config.out, statistics=config.statistics)
+    begun, network, variables = arrays.load_run(
+        config.out, statistics=config.statistics
+    )
     if config.to.exists():
         raise UserError(
             f"`--to` must be a new file, got '{config.to}'. Pass another one."

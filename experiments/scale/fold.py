@@ -17,8 +17,8 @@ from jax import Array
 import jaxbn.deploy
 from experiments import files
 from experiments.errors import UserError
+from experiments.scale import arrays, pipeline
 from experiments.scale import config as scale_config
-from experiments.scale import pipeline, saved
 from experiments.scale.network import Network, Variables, with_variables
 
 
@@ -52,11 +52,13 @@ class Folded(NamedTuple):
 
 def main(config: FoldConfig) -> int:
     """Writes the variables, and prints how far the logits are from the original."""
-    begun, network, variables = saved.load_run(config.out, statistics=config.statistics)
-    to = saved.new_folder(config.to, option="--to")
+    begun, network, variables = arrays.load_run(
+        config.out, statistics=config.statistics
+    )
+    to = arrays.new_folder(config.to, option="--to")
     dtype = begun.model.dtype
     result = folded(network, variables, example(begun), dtype=dtype)
-    saved.write_tree(to / "variables.safetensors", result.values)
+    arrays.write_tree(to / "variables.safetensors", result.values)
     about = {
         "api": begun.model.api,
         "folded": {name: list(to) for name, to in result.report.folded.items()},

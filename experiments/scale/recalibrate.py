@@ -19,7 +19,7 @@ from flax import nnx
 
 import jaxbn.deploy
 from experiments.errors import UserError
-from experiments.scale import pipeline, saved
+from experiments.scale import arrays, pipeline
 from experiments.scale.config import ScaleConfig
 from experiments.scale.network import Network, Variables, with_variables
 
@@ -41,14 +41,14 @@ class RecalibrateConfig:
 def main(config: RecalibrateConfig) -> int:
     """Writes the statistics, for `--statistics` of other commands."""
     check_sizes(samples=config.samples, batch_size=config.batch_size)
-    begun, network, variables = saved.load_run(config.out)
+    begun, network, variables = arrays.load_run(config.out, statistics=None)
     to = config.to or config.out / "recalibrated"
-    saved.new_folder(to, option="--to")
+    arrays.new_folder(to, option="--to")
     size = config.batch_size or begun.optimizer.batch_size
     batches = training_batches(begun, config.samples, size)
     new = recalibrated(network, variables, batches)
     about = {"samples": config.samples, "batch_size": size}
-    saved.write_statistics(to, new.batch_stats, about)
+    arrays.write_statistics(to, new.batch_stats, about)
     print(f"statistics of {config.samples} training images: {to}")
     return 0
 

@@ -1,127 +1,49 @@
-"""Loads a trained run, and files with variables."""
+"""A trained run, read to be used; nothing of it is changed."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import SingleDeviceSharding
 
-from experiments import files
 from experiments.errors import UserError
-from experiments.scale import checkpoint, config, options
+from experiments.scale import checkpoint
+from experiments.scale.config import Devices, ScaleConfig, Session
 from experiments.scale.network import Network, Variables, make_network
 from experiments.scale.optimizer import make_optimizer
+from experiments.scale.options import stored
 from experiments.scale.step import Step
-from jaxbn.interop import read_safetensors, write_safetensors
-
-_STATISTICS = "batch_stats.safetensors"
 
 
-class Trained(NamedTuple):
-    """A run that was trained."""
+def load_run(out: Path) -> tuple[ScaleConfig, Network, Variables]:
+    """Returns the options of the run in `out`, its network, and its newest variables.
 
-    config: config.ScaleConfig
-    network: Network
-    variables: Variables
-
-
-def load_run(out: Path, *, statistics: Path | None = None) -> Trained:
-    """Returns the newest whole checkpoint of a run, on the first device.
-
-    The network is that of a single device: statistics of a batch are of all its
-    examples.
-
-    Args:
-        out: directory of the run.
-        statistics: directory of other running statistics, from `recalibrate`.
+    The network is for one device, whatever the run was trained on.
 
     Raises:
-        UserError: if there is no such run or file.
+        UserError: if `out` holds no run with a whole checkpoint.
     """
     if not (out / "config.json").is_file():
         raise UserError(
-            f"`--out` must be the directory of a trained ResNet, got '{out}'. Train "
-            "one first: python -m experiments train --config NAME --out DIR."
+            f"`--out` must hold a run, got '{out}'. Train one first: "
+            "python -m experiments train --config NAME --out DIR."
         )
-    begun = options.stored(config.ScaleConfig(session=config.Session(out=out)))
-    size = begun.optimizer.batch_size
+    config = stored(ScaleConfig(session=Session(out=out)))
+    config = dataclasses.replace(config, devices=Devices())
     network = make_network(
-        dataclasses.replace(begun.model, bn_sync="global"),
-        begun.data,
-        batch_size=size,
+        dataclasses.replace(config.model, bn_sync="global"),
+        config.data,
+        batch_size=config.optimizer.batch_size,
         data_devices=1,
         axis_name=None,
     )
-    step = Step(network, make_optimizer(begun.optimizer), size, 0.0, 1)
-    here = SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(step.init, jax.random.key(0)),
+    step = Step(network, make_optimizer(config.optimizer), 1, 0.0, 1)
+    state = checkpoint.read_newest(out, _on_one_device(step))
+    return config, network, Variables(state.params, state.batch_stats)
+
+
+def _on_one_device(step: Step):
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(step.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
     )
-    state = checkpoint.read_newest(out, like)
-    variables = Variables(state.params, state.batch_stats)
-    if statistics is not None:
-        found = read_tree(statistics / _STATISTICS, like=variables.batch_stats)
-        variables = variables._replace(batch_stats=found)
-    return Trained(begun, network, variables)
-
-
-def write_statistics(folder: Path, batch_stats: Any, about: dict) -> None:
-    """Writes running statistics into a directory, for `load_run`."""
-    write_tree(folder / _STATISTICS, batch_stats)
-    files.write_json(folder / "about.json", about)
-
-
-def new_folder(path: Path, *, option: str) -> Path:
-    """Makes a directory for results; `UserError` if it is there and not empty."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"`{option}` must be a new or an empty directory, got '{path}'. Pass "
-            "another one."
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def write_tree(path: Path, tree: Any) -> None:
-    """Writes nested dictionaries of arrays as a safetensors file."""
-    write_safetensors(path, {"/".join(k): np.asarray(v) for k, v in _flat(tree)})
-
-
-def read_tree(path: Path, *, like: Any) -> Any:
-    """Reads a file of `write_tree` into the structure of `like`.
-
-    Raises:
-        UserError: if the file is not there, or holds other arrays.
-    """
-    try:
-        found = read_safetensors(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"'{path}' must be a file with running statistics: {error} Make one with "
-            "python -m experiments recalibrate."
-        ) from error
-    wanted = {"/".join(key): np.shape(leaf) for key, leaf in _flat(like)}
-    if {name: leaf.shape for name, leaf in found.items()} != wanted:
-        raise UserError(
-            f"'{path}' must have the statistics of this network, but has others. Make "
-            "new ones with python -m experiments recalibrate."
-        )
-    return _filled(like, found, ())
-
-
-def _flat(tree: Any, path: tuple[str, ...] = ()):
-    if not isinstance(tree, Mapping):
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, (*path, str(key)))
-
-
-def _filled(like: Any, found: dict[str, np.ndarray], path: tuple[str, ...]) -> Any:
-    if not isinstance(like, Mapping):
-        return jax.numpy.asarray(found["/".join(path)])
-    return {k: _filled(v, found, (*path, str(k))) for k, v in like.items()}

@@ -7,7 +7,7 @@ import pytest
 from jax import export as jax_export
 
 from experiments.errors import UserError
-from experiments.scale import config, evaluate, export, fold, recalibrate, saved
+from experiments.scale import arrays, config, evaluate, export, fold, recalibrate
 from experiments.scale.network import make_network
 
 EXAMPLES, SIZE = 22, 8
@@ -165,19 +165,19 @@ def test_bfloat16_is_folded_within_its_rounding():
 
 def test_statistics_are_written_and_read(tmp_path):
     _, variables = made()
-    saved.write_statistics(tmp_path, variables.batch_stats, {"samples": 3})
+    arrays.write_statistics(tmp_path, variables.batch_stats, {"samples": 3})
     path = tmp_path / "batch_stats.safetensors"
-    found = saved.read_tree(path, like=variables.batch_stats)
+    found = arrays.read_tree(path, like=variables.batch_stats)
     assert jax.tree.structure(found) == jax.tree.structure(variables.batch_stats)
     jax.tree.map(np.testing.assert_array_equal, found, variables.batch_stats)
     with pytest.raises(UserError, match="must have the statistics of this network"):
-        saved.read_tree(path, like=variables.params)
+        arrays.read_tree(path, like=variables.params)
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="must be a file with running statistics"):
-        saved.read_tree(path, like=variables.batch_stats)
+        arrays.read_tree(path, like=variables.batch_stats)
 
 
 def test_results_never_go_into_a_directory_in_use(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="`--to` must be a new or an empty directory"):
-        saved.new_folder(tmp_path, option="--to")
+        arrays.new_folder(tmp_path, option="--to")

@@ -1,0 +1,86 @@
+"""Files with the arrays of a network, beside the checkpoints of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import files
+from experiments.errors import UserError
+from experiments.scale import saved
+from experiments.scale.config import ScaleConfig
+from experiments.scale.network import Network, Variables
+from jaxbn.interop import read_safetensors, write_safetensors
+
+_STATISTICS = "batch_stats.safetensors"
+
+
+def load_run(
+    out: Path, *, statistics: Path | None
+) -> tuple[ScaleConfig, Network, Variables]:
+    """As `saved.load_run`, with the running statistics in `statistics` if given."""
+    begun, network, variables = saved.load_run(out)
+    if statistics is not None:
+        found = read_tree(statistics / _STATISTICS, like=variables.batch_stats)
+        variables = variables._replace(batch_stats=found)
+    return begun, network, variables
+
+
+def write_statistics(folder: Path, batch_stats: Any, about: dict) -> None:
+    """Writes running statistics into a directory, for `load_run`."""
+    write_tree(folder / _STATISTICS, batch_stats)
+    files.write_json(folder / "about.json", about)
+
+
+def new_folder(path: Path, *, option: str) -> Path:
+    """Makes a directory for results; `UserError` if it is there and not empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            f"`{option}` must be a new or an empty directory, got '{path}'. Pass "
+            "another one."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_tree(path: Path, tree: Any) -> None:
+    """Writes nested dictionaries of arrays as a safetensors file."""
+    write_safetensors(path, {"/".join(k): np.asarray(v) for k, v in _flat(tree)})
+
+
+def read_tree(path: Path, *, like: Any) -> Any:
+    """Reads a file of `write_tree` into the structure of `like`.
+
+    Raises:
+        UserError: if the file is not there, or holds other arrays.
+    """
+    try:
+        found = read_safetensors(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' must be a file with running statistics: {error} Make one with "
+            "python -m experiments recalibrate."
+        ) from error
+    wanted = {"/".join(key): np.shape(leaf) for key, leaf in _flat(like)}
+    if {name: leaf.shape for name, leaf in found.items()} != wanted:
+        raise UserError(
+            f"'{path}' must have the statistics of this network, but has others. Make "
+            "new ones with python -m experiments recalibrate."
+        )
+    return _filled(like, found, ())
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()):
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _flat(value, (*path, str(key)))
+
+
+def _filled(like: Any, found: dict[str, np.ndarray], path: tuple[str, ...]) -> Any:
+    if not isinstance(like, Mapping):
+        return jnp.asarray(found["/".join(path)])
+    return {k: _filled(v, found, (*path, str(k))) for k, v in like.items()}
