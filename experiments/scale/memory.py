@@ -21,9 +21,10 @@ def report(
 
     A step that cannot be compiled ahead (`pmap`) is returned as it is.
     """
-    if not hasattr(step, "lower"):
+    lower = getattr(step, "lower", None)
+    if lower is None:
         return step
-    compiled = step.lower(state, batch).compile()
+    compiled = lower(state, batch).compile()
     if processes.is_first():
         files.write_json(out / "memory.json", describe(compiled))
     return compiled

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments import files
 from experiments.errors import UserError
@@ -139,7 +140,7 @@ class Session:
         config = self.run.config
         values = {k: v.item() for k, v in metrics._asdict().items()}
         self._stop_if_not_finite(values.pop("in_a_row"))
-        rate = float(self.rate(step - 1 - values["skipped"]))
+        rate = np.asarray(self.rate(step - 1 - values["skipped"])).item()
         self.writer.write("metrics", step, values | {"learning_rate": rate})
         now, taken = time.perf_counter(), step - self._counted
         if taken > 0:

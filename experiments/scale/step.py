@@ -107,11 +107,14 @@ class Step:
             watch=(loss, gradient, batch_stats),
         )
         bad = jnp.where(finite, 0, 1)
+        params, batch_stats, opt_state = new
         moved = TrainState(
-            state.step + 1,
-            *new,
-            state.skipped + bad,
-            jnp.where(finite, 0, state.in_a_row + 1),
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            skipped=state.skipped + bad,
+            in_a_row=jnp.where(finite, 0, state.in_a_row + 1),
         )
         stopped = state.in_a_row >= self.stop_after
         state = jax.tree.map(lambda a, b: jnp.where(stopped, a, b), state, moved)

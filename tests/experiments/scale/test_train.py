@@ -34,11 +34,13 @@ def test_sigterm_saves_and_resuming_is_bit_identical(whole, cache, tmp_path):
     assert results(tmp_path / "run") == results(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
     train(tmp_path / "run", cache, processes=2)
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
+@pytest.mark.slow
 def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tmp_path):
     first, second = start_all(tmp_path / "run", cache, processes=2, log_every=1)
     wait_for_step(first, 5)
@@ -51,6 +53,7 @@ def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tm
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole, cache, tmp_path):
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
@@ -65,6 +68,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole, cache, tmp_pat
     assert results(out) == results(whole)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_the_run_with_a_message(cache, tmp_path):
     running = start(tmp_path / "run", cache, lr=1e38, stop_after_nonfinite=2)
     (code,), (errors,) = end(running)
