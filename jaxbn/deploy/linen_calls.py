@@ -13,15 +13,20 @@ from jaxbn.deploy.linen import intercept, kind_of
 def calls_of(module, variables, example, call) -> list[Call]:
     """The calls in order, without computing anything."""
     calls: list[Call] = []
+    running: set[tuple[str, ...]] = set()
 
     def listen(next_call, args, kwargs, context):
+        module, kind = context.module, kind_of(context.module)
+        path = module.scope.path
+        # A layer that is running calls that of the class it extends.
+        if context.method_name != "__call__" or not kind or path in running:
+            return next_call(*args, **kwargs)
+        running.add(path)
         y = next_call(*args, **kwargs)
-        kind = kind_of(context.module)
-        if context.method_name == "__call__" and kind and args:
+        running.remove(path)
+        if args:
             extra = kwargs.get("residual") is not None
-            calls.append(
-                _described(context.module, kind, args[0], y, variables, extra=extra)
-            )
+            calls.append(_described(module, kind, args[0], y, variables, extra=extra))
         return y
 
     def trace(used, example):
