@@ -36,7 +36,7 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
             for parallel in PARALLEL
             for norm in NORMS
         }
-        times = in_turns(functions, seconds=15 if config.quick else 60)
+        times = in_turns(functions, seconds=15 if config.quick else 45)
         medians = {name: time["median"] for name, time in times.items()}
         ratios = {
             parallel: medians[f"{parallel}, flax"] / medians[f"{parallel}, jaxbn"]

@@ -5,7 +5,6 @@ Run: python -m experiments collectives --devices 8 64 256
 The step is compiled for simulated devices and never run, so a laptop is enough for 256.
 """
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import environment, files
-from experiments.bench import markdown
 from experiments.errors import UserError
 from experiments.scale import config as scale_config
 from experiments.scale import cost, hlo, simulated
+from experiments.scale.collectives_table import table, times
 from experiments.scale.layout import DATA, MODEL, Layout
 from experiments.scale.network import make_network
 from experiments.scale.optimizer import make_optimizer
@@ -74,9 +73,10 @@ def main(config: CollectivesConfig) -> int:
     everyone = simulated.devices(max(config.devices))
     records = []
     for count in config.devices:
-        records.append(summary(compiled(config, everyone[:count])))
+        program = compiled(config, everyone[:count])
+        records.append(summary(program))
         print(f"{count} devices: compiled", flush=True)
-    text = f"{table(records)}\n\n{times(config)}\n"
+    text = f"{table(records)}\n\n{times(program.model)}\n"
     content = {
         "network": f"ResNet-{config.depth}",
         "norm": config.norm,
@@ -164,68 +164,6 @@ def within(record: dict[str, Any]) -> bool:
         and abs(record["statistics_ratio"] - 1) <= 0.05
         and not record["others"]
     )
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """The figures as Markdown."""
-    header = [
-        "devices",
-        "layers",
-        "all-reduces per layer, forward + backward",
-        "bytes of statistics",
-        "by the model",
-        "ratio",
-        "all bytes",
-        "by the model",
-        "all-reduces",
-        "after combining",
-        "other collectives",
-    ]
-    return markdown(header, [_row(record) for record in records])
-
-
-def times(config: CollectivesConfig) -> str:
-    """Milliseconds that a step waits for statistics, by the model, as Markdown."""
-    step = _step(config, _layout(config, jax.devices("cpu")[:1]))
-    state = jax.eval_shape(step.init, jax.random.key(0))
-    sent = cost.traffic(state.params, state.batch_stats)
-    rows = []
-    for name, link in cost.LINKS.items():
-        for devices in (8, 64, 256, 1024, 4096):
-            shared = [
-                1e3 * cost.statistics_seconds(sent.layers, size, link)
-                if size <= devices
-                else math.nan
-                for size in (8, 64, devices)
-            ]
-            gradients = 1e3 * cost.all_reduce(sent.gradients, devices, link)
-            figures = ["" if math.isnan(v) else f"{v:.2f}" for v in shared]
-            rows.append([name, str(devices), *figures, f"{gradients:.2f}"])
-    header = ["link", "devices", "groups of 8", "groups of 64", "all", "gradients"]
-    sources = "\n".join(f"{name}: {link.source}." for name, link in cost.LINKS.items())
-    return (
-        "Milliseconds per step by the model, for statistics shared in groups or by "
-        f"all, and for the gradients.\n\n{markdown(header, rows)}\n\n{sources}"
-    )
-
-
-def _row(record: dict[str, Any]) -> list[str]:
-    most = record["most_all_reduces_of_a_layer"]
-    sent, model = record["statistics_bytes"], record["model_statistics_bytes"]
-    others = ", ".join(f"{n} {kind}" for kind, n in record["others"].items())
-    return [
-        str(record["devices"]),
-        str(record["layers"]),
-        f"{most['forward']} + {most['backward']}",
-        f"{sum(sent.values()):,}",
-        f"{sum(model.values()):,}",
-        f"{record['statistics_ratio']:.3f}",
-        f"{record['total_bytes']:,}",
-        f"{record['model_total_bytes']:,}",
-        str(record["all_reduces_before_combining"]),
-        str(record["all_reduces_after_combining"]),
-        others or "none",
-    ]
 
 
 def _layout(config: CollectivesConfig, devices: list[Any]) -> Layout:

@@ -98,7 +98,10 @@ def small(**changes):
     return collectives.CollectivesConfig(**options)
 
 
-@pytest.mark.parametrize("parallel", ["jit", "explicit", "shard_map"])
+EXPLICIT = pytest.param("explicit", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "shard_map", EXPLICIT])
 def test_a_step_sends_what_the_model_says(parallel):
     config = small(parallel=parallel)
     program = collectives.compiled(config, jax.devices()[:8])
