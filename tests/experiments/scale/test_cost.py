@@ -151,9 +151,9 @@ def test_wrong_options_are_one_line(options, message, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [8, 64, 256])
-def test_resnet_50_for_many_devices(devices, tmp_path):
-    """In a process of its own, which may have that many devices."""
+def test_resnet_50_for_many_devices(tmp_path):
+    """In a process of its own; results/scale has 64 and 256 devices too."""
+    devices = 16
     options = ["--devices", str(devices), "--out", str(tmp_path)]
     subprocess.run(
         [sys.executable, "-m", "experiments", "collectives", *options],
