@@ -30,13 +30,13 @@ class Writer:
         self._tensorboard = tensorboard and writes
 
     def __enter__(self) -> "Writer":
+        if self._tensorboard:
+            self._board = _board(self.out, self.step)
         if self.writes:
             for name in ("metrics", "speed"):
                 path = self.out / f"{name}.jsonl"
                 files.write_lines(path, rows_until(path, self.step))
                 self._files[name] = path.open("a", buffering=1)
-        if self._tensorboard:
-            self._board = _board(self.out, self.step)
         return self
 
     def __exit__(

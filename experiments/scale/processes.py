@@ -141,7 +141,7 @@ class Deadline:
     def _dismiss(self) -> None:
         if self._mourner is not None:
             self._mourner.kill()
-            self._mourner.wait()
+            self._mourner.communicate()  # closes its input only now
 
 
 def agree(value: int) -> int:
