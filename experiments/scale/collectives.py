@@ -71,12 +71,12 @@ def main(config: CollectivesConfig) -> int:
     """Prints a table and writes it; 4 if the step sends more than it should."""
     _check(config)
     everyone = simulated.devices(max(config.devices))
-    records = []
+    programs = []
     for count in config.devices:
-        program = compiled(config, everyone[:count])
-        records.append(summary(program))
+        programs.append(compiled(config, everyone[:count]))
         print(f"{count} devices: compiled", flush=True)
-    text = f"{table(records)}\n\n{times(program.model)}\n"
+    records = [summary(program) for program in programs]
+    text = f"{table(records)}\n\n{times(programs[0].model)}\n"
     content = {
         "network": f"ResNet-{config.depth}",
         "norm": config.norm,
