@@ -11,4 +11,5 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, cache):
-    return train(tmp_path_factory.mktemp("scale") / "whole", cache)
+    out = tmp_path_factory.mktemp("scale") / "whole"
+    return train(out, cache, "--tensorboard", profile="3:2")

@@ -19,6 +19,8 @@ def assert_close(found, want):
 def test_a_run_leaves_its_files(whole):
     names = {path.name for path in whole.iterdir()}
     assert names >= {"config.json", "environment.json", "summary.json", "memory.json"}
+    assert list(whole.glob("profile/**/*.xplane.pb"))
+    assert list(whole.glob("tensorboard/events.*"))
     found = rows(whole)
     assert [row["step"] for row in found if "loss" in row] == list(range(1, 13))
     assert [row["eval_examples"] for row in found if "eval_loss" in row] == [20]
