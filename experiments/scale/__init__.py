@@ -1,16 +1,14 @@
 """Training at scale: the same step on one device, on a mesh, on many hosts.
 
-config       options, and the named configurations
-resnet       ResNets of linen; resnet_nnx: the same ones of nnx
-network      both kinds as pure functions; the share of a batch that is normalized
-optimizer    SGD with momentum, warm-up and cosine
-sources      data sets with random access; augment: crops and flips
-pipeline     batches by Grain, the same ones on any number of processes
-layout       meshes; jit, shard_map and pmap
-step         one training step, one evaluation step
-processes    several processes, and what happens when one of them is lost
-checkpoint   saves a run, and finds the newest save that is whole
-train        the loop
-evaluate, recalibrate, fold, export    what is done with a trained run
-cost, hlo    what the collectives cost, as a model and as compiled
+    config, options    what can be chosen, the named configurations; checked, remembered
+    resnet, resnet_nnx, network    ResNets of linen and nnx, as the same pure functions
+    optimizer          SGD with momentum, warm-up and cosine
+    sources, source_files, augment, pipeline    images to batches, the same batches on
+                       any number of processes
+    layout, step       where arrays lie; one training step, in any layout
+    processes, preemption    several processes; one that is lost, one that must end
+    checkpoint, metrics, memory    what a run leaves behind
+    train, session     the command, and the loop
+    saved, arrays, evaluate, recalibrate, fold, export    what is done with a run
+    cost, hlo, simulated, collectives    what devices exchange: a model, and as compiled
 """
