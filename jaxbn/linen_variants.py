@@ -57,7 +57,7 @@ class _Variant(hooks.Hooks, nn.Module):
         """Normalizes `x`; further arguments are those of `jaxbn.linen.BatchNorm`."""
         modes = self.use_running_average, use_running_average
         evaluates = nn.merge_param("use_running_average", *modes)
-        state = self._read(self._start(hooks.num_features(x, self.axis)))
+        state = self._read(self._start(self._features(x)))
         shape = state[0].shape[-1:] if self.shared_affine else state[0].shape
         scale = self.param("scale", self.scale_init, shape) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape) if self.use_bias else None

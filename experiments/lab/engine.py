@@ -23,7 +23,8 @@ _TRAIN_SHOWN = 512
 # Levels of optimization: random numbers run once and few steps are over before a
 # better program is compiled; level 1 is as fast as the default here.
 ONCE, _MANY = ({"xla_backend_optimization_level": level} for level in (0, 1))
-ONCE["xla_cpu_use_fusion_emitters"] = False
+if jax.__version_info__ < (0, 11):  # halves the effort; XLA has dropped it since
+    ONCE["xla_cpu_use_fusion_emitters"] = False
 _FEW_STEPS = 150
 
 Hyper = Mapping[str, Array]

@@ -227,3 +227,12 @@ def same_shape(values: BatchNormState, moments) -> None:
             f"{values.mean.dtype}. Create it with "
             "`jaxbn.init_state(num_features, dtype=x.dtype)`."
         )
+
+
+def share(name: str, value: float | Array) -> None:
+    """Refuses a number outside [0, 1]; arrays may be traced and are not looked into."""
+    if not isinstance(value, Array) and not 0 <= value <= 1:
+        raise ValueError(
+            f"`{name}` must be in [0, 1], got {value!r}. It is the weight of the "
+            "example's own statistics; 0 is ordinary evaluation."
+        )

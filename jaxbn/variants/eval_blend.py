@@ -178,13 +178,4 @@ def _check(x: Array, axes: Sequence[int], alpha: float | Array) -> None:
             f"`axis` must not be the first axis of a batch with shape {x.shape}, got "
             "it. The first axis lists the examples; move the features behind it."
         )
-    check_alpha(alpha)
-
-
-def check_alpha(alpha: float | Array) -> None:
-    """Refuses a number outside [0, 1]; arrays may be traced and are not looked into."""
-    if not isinstance(alpha, Array) and not 0 <= alpha <= 1:
-        raise ValueError(
-            f"`alpha` must be in [0, 1], got {alpha!r}. It is the weight of the "
-            "example's own statistics; 0 is ordinary evaluation."
-        )
+    checks.share("alpha", alpha)

@@ -27,6 +27,13 @@ class Hooks:
     shared_affine: Any = True
     """Whether scale and bias have the shape of the features only."""
 
+    axis: Any
+
+    def _features(self, x: Array) -> int:
+        """The length of the feature axis."""
+        (place,) = checks.feature_axes(x, self.axis)
+        return x.shape[place]
+
     def _start(self, features: int) -> Any:
         """The statistics before the first batch."""
         return init_state(features)
@@ -36,16 +43,6 @@ class Hooks:
 
     def _evaluate(self, where: Array | None) -> Callable[..., Array]:
         return batch_norm_inference
-
-
-def num_features(x: Array, axis: int) -> int:
-    """The length of the feature axis.
-
-    Raises:
-        ValueError: if `x` has no such axis.
-    """
-    (place,) = checks.feature_axes(x, axis)
-    return x.shape[place]
 
 
 class Ghost(Hooks):
@@ -118,7 +115,7 @@ class EvalBlend(Hooks):
     """A share of each example's own statistics at evaluation."""
 
     def _first_alpha(self, alpha: float | Array) -> Array:
-        eval_blend.check_alpha(alpha)
+        checks.share("alpha", alpha)
         return jnp.asarray(alpha)
 
     def _alpha(self) -> Array:
