@@ -57,6 +57,7 @@ def test_errors_of_a_worker_arrive():
         pool.submit(fail).result()
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(_PARENT)
@@ -68,6 +69,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     until(lambda: not runs(worker))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_workers_too_and_nothing_is_lost(tmp_path):
     out = tmp_path / "run"
     options = ["spectrum", "--preset", "smoke", "--out", str(out)]

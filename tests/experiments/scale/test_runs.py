@@ -9,6 +9,8 @@ import time
 import pytest
 from scale_runs import end, results, rows, start, start_all, train, wait_for_step
 
+pytestmark = pytest.mark.slow  # each starts programs that compile
+
 
 def assert_close(found, want):
     assert len(found) == len(want)
@@ -36,13 +38,11 @@ def test_sigterm_saves_and_resuming_is_bit_identical(whole, cache, tmp_path):
     assert results(tmp_path / "run") == results(whole)
 
 
-@pytest.mark.slow
 def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
     train(tmp_path / "run", cache, processes=2)
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
-@pytest.mark.slow
 def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tmp_path):
     first, second = start_all(tmp_path / "run", cache, processes=2, log_every=1)
     wait_for_step(first, 5)
@@ -55,7 +55,6 @@ def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tm
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole, cache, tmp_path):
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
@@ -70,7 +69,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole, cache, tmp_pat
     assert results(out) == results(whole)
 
 
-@pytest.mark.slow
 def test_what_is_not_finite_stops_the_run_with_a_message(cache, tmp_path):
     running = start(tmp_path / "run", cache, lr=1e38, stop_after_nonfinite=2)
     (code,), (errors,) = end(running)
@@ -87,20 +85,17 @@ def test_a_directory_that_cannot_be_used(option, whole, cache):
     assert len(errors.strip().splitlines()) == 1 and errors.startswith("error: ")
 
 
-@pytest.mark.slow
 def test_four_processes_compute_what_one_does(whole, cache, tmp_path):
     train(tmp_path / "run", cache, processes=4)
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["explicit", "shard_map", "pmap"])
 def test_every_layout_over_two_processes(parallel, whole, cache, tmp_path):
     train(tmp_path / "run", cache, processes=2, parallel=parallel)
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_process_saves_all(whole, cache, tmp_path):
     first, second = start_all(tmp_path / "run", cache, processes=2, steps=400)
     wait_for_step(first, 3)
@@ -110,7 +105,6 @@ def test_sigterm_to_one_process_saves_all(whole, cache, tmp_path):
     assert "interrupted at step" in errors[0]
 
 
-@pytest.mark.slow
 def test_twenty_kills_change_nothing(cache, tmp_path):
     """At random moments of 60 steps, every second one of which is saved."""
     options = {"steps": 60, "checkpoint_every": 2, "eval_every": 20}
@@ -142,7 +136,6 @@ def _names(folder):
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-@pytest.mark.slow
 def test_memory_stays_flat_over_two_thousand_steps(cache, tmp_path):
     """With five kills; the last session is the longest, and is looked at."""
     out, chance = tmp_path / "run", random.Random(1)

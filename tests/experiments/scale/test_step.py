@@ -111,11 +111,19 @@ def on_one_device(bn_sync, *, small=True):
     return losses, jax.device_get(state)
 
 
-@pytest.mark.parametrize("bn_sync", ["global", "ghost:4"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("devices", LAYOUTS, ids=str)
 @pytest.mark.parametrize(
-    "devices", LAYOUTS, ids=lambda d: "-".join(map(str, d.values()))
+    ("small", "bn_sync"),
+    [
+        (True, "global"),
+        pytest.param(True, "ghost:4", marks=SLOW),
+        pytest.param(False, "global", marks=SLOW),
+        pytest.param(False, "ghost:4", marks=SLOW),
+    ],
 )
-@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_twenty_steps_are_those_of_one_device(devices, bn_sync, small):
     losses, state = trained(bn_sync=bn_sync, small=small, **devices)
     want_losses, want = on_one_device(bn_sync, small=small)
