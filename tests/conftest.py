@@ -11,7 +11,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile(
     "quick",
     deadline=None,
-    max_examples=int(os.environ.get("JAXBN_EXAMPLES", "12")),
+    max_examples=int(os.environ.get("JAXBN_EXAMPLES", "8")),
     derandomize="CI" in os.environ,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )

@@ -236,6 +236,7 @@ def test_flax_defect_d8_groups_share_statistics_in_every_mode(mode, argument):
         assert_close(np.asarray(got)[group], np.asarray(want))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_of_a_module_updates_it(check_vma):
     layer, whole, x = make(OURS, axis_name="d"), make(FLAX), normal((DEVICES * 2, 3))

@@ -47,6 +47,7 @@ def test_residuals_of_resnet_are_near_those_without_normalization():
     assert kept('jaxbn, leaky ReLU, residuals="output"') < 0.9 * leaky
 
 
+@pytest.mark.slow
 def test_a_folded_net_gives_the_same_in_the_benchmark():
     model = bench_fold.resnet((1, 1))
     x = jnp.ones((1, 32, 32, 3)) * jnp.linspace(-1, 1, 32)[:, None]
@@ -86,6 +87,7 @@ def _first(result):
     return np.moveaxis(value, 1, -1) if hasattr(result, "detach") else value
 
 
+@pytest.mark.slow
 def test_layer_prints_means_and_writes_records_and_a_plot(
     tmp_path, capsys, monkeypatch
 ):

@@ -158,6 +158,7 @@ def test_a_browser_shows_the_page(finished, tmp_path, width, scheme):
     assert pixels.std() > 0.03  # Text and figures, not an empty page.
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_after_the_arms_that_run(tmp_path, monkeypatch, capsys):
     out, measure = tmp_path / "run", study._measure_arm
 

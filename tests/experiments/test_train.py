@@ -136,6 +136,7 @@ def test_a_threshold_that_no_start_reaches_is_not_reached(tmp_path, capsys):
     assert next(line for line in lines if "0 of 2" in line).count("not reached") == 2
 
 
+@pytest.mark.slow
 def test_other_options_train_on_signals(tmp_path):
     options = ("--data", "mnist1d", "--norm", "none", "--optimizer", "adamw")
     assert run_train("--out", tmp_path, *TINY, *options) == 0
@@ -144,6 +145,7 @@ def test_other_options_train_on_signals(tmp_path):
     assert all(np.isfinite(row["test_loss"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_real_process_leaves_a_run_to_resume(tmp_path):
     command = [sys.executable, "-m", "experiments", "train", "--norm", "none"]
     with subprocess.Popen(

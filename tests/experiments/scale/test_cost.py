@@ -119,6 +119,7 @@ def test_a_step_sends_what_the_model_says(parallel):
     assert record["arrays_of_the_largest_after_combining"] > 1
 
 
+@pytest.mark.slow
 def test_statistics_are_float32_in_a_bfloat16_network():
     program = collectives.compiled(small(dtype="bfloat16"), jax.devices()[:8])
     assert collectives.summary(program)["statistics_ratio"] == 1

@@ -68,6 +68,7 @@ def test_sizes_are_those_of_the_papers_and_of_both_apis(depth, millions):
     assert {leaf.dtype for leaf in jax.tree.leaves(linen)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_resnet_50_is_v1_5_and_the_same_function_in_both_apis():
     # Of two blocks in all, so that it compiles soon: a plain and a strided one.
     data = replace(DATA, image_size=32, classes=7)
@@ -125,6 +126,7 @@ def test_bfloat16_keeps_float32_variables_and_logits(api):
     assert 0 < error < 0.05 * np.abs(exact).max() + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_the_initial_kernels_are_he_normal_and_the_last_scales_zero(api):
     net = make(replace(TINY, api=api, zero_init_last_scale=True))
@@ -201,6 +203,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "bn_sync", "api"),
     [

@@ -158,6 +158,7 @@ def test_an_export_that_differs_is_refused():
         export.check(content, network, variables, x)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_folded_within_its_rounding():
     network, variables = made(dtype="bfloat16")
     x = jnp.asarray(images())
