@@ -32,7 +32,7 @@ def command(out, *flags, **options):
     return [*program, "--out", str(out), *words, *flags]
 
 
-def start(out, cache, *flags, preexec_fn=None, **options):
+def start(out, cache, *flags, within=(), **options):
     """A process of a run, under way; `cache` keeps programs compiled for the next."""
     environment = os.environ | {"PYTHONPATH": str(TOP)}
     if cache is not None:
@@ -42,10 +42,9 @@ def start(out, cache, *flags, preexec_fn=None, **options):
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
     return subprocess.Popen(
-        command(out, *flags, **options),
+        [*within, *command(out, *flags, **options)],
         cwd=TOP,
         env=environment,
-        preexec_fn=preexec_fn,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -149,18 +146,3 @@ def test_wrong_options_are_one_line(options, message, capsys):
     assert len(jax.devices()) == 8  # known from here on
     assert command.main(["collectives", *options]) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_resnet_50_for_many_devices(tmp_path):
-    """In a process of its own; results/scale has 64 and 256 devices too."""
-    devices = 16
-    options = ["--devices", str(devices), "--out", str(tmp_path)]
-    subprocess.run(
-        [sys.executable, "-m", "experiments", "collectives", *options],
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-        check=True,
-    )
-    record = json.loads((tmp_path / "collectives.json").read_text())["programs"][0]
-    assert record["devices"] == devices and record["layers"] == 53
-    assert record["statistics_bytes"] == {"forward": 212_480, "backward": 212_480}

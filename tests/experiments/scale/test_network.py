@@ -181,14 +181,9 @@ def by_jit(kind, variables, x, labels, bn_sync, api):
         return quick(losses(net))(variables, x, labels)
 
 
-def by_program(kind, variables, x, labels, bn_sync, api):
+def by_shard_map(variables, x, labels, bn_sync, api):
     chosen = replace(TINY, bn_sync=bn_sync, api=api)
     step = losses(make(chosen, data_devices=8, axis_name="data"), "data")
-    if kind == "pmap":
-        split = jax.tree.map(lambda a: a.reshape(8, 2, *a.shape[1:]), (x, labels))
-        run = jax.pmap(step, axis_name="data", in_axes=(None, 0, 0))
-        value, gradient, stats = jax.tree.map(lambda a: a[0], run(variables, *split))
-        return value, gradient, stats
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     whole, part = PartitionSpec(), PartitionSpec("data")
     specs = {"mesh": mesh, "in_specs": (whole, part, part), "out_specs": whole}
@@ -198,8 +193,7 @@ def by_program(kind, variables, x, labels, bn_sync, api):
 WAYS = {
     "jit": functools.partial(by_jit, AxisType.Auto),
     "explicit": functools.partial(by_jit, AxisType.Explicit),
-    "shard_map": functools.partial(by_program, "shard_map"),
-    "pmap": functools.partial(by_program, "pmap"),
+    "shard_map": by_shard_map,
 }
 
 
@@ -208,11 +202,10 @@ WAYS = {
     ("way", "bn_sync", "api"),
     [
         ("jit", "groups:4", "linen"),
-        pytest.param("explicit", "global", "nnx", marks=pytest.mark.slow),
+        ("explicit", "global", "nnx"),
         ("explicit", "device", "linen"),
         ("shard_map", "groups:4", "nnx"),
-        pytest.param("shard_map", "global", "linen", marks=pytest.mark.slow),
-        pytest.param("pmap", "global", "linen", marks=pytest.mark.slow),
+        ("shard_map", "global", "linen"),
     ],
 )
 def test_a_step_on_eight_devices_is_that_of_one(way, bn_sync, api):

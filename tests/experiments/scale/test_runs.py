@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import signal
 import time
 
@@ -56,12 +55,9 @@ def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tm
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole, cache, tmp_path):
-    def no_large_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    out = tmp_path / "run"
-    running = start(out, None, cpu_devices=8, preexec_fn=no_large_files)
+    no_large_files = "ulimit -S -f 20; trap '' XFSZ; exec \"$@\""
+    out, within = tmp_path / "run", ["bash", "-c", no_large_files, "bash"]
+    running = start(out, None, cpu_devices=8, within=within)
     (code,), (errors,) = end(running)
     assert code == 2
     assert errors.splitlines()[-1].startswith("error: `--out` must be a directory that")
