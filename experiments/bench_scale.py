@@ -11,13 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from experiments import bench
 from experiments.bench_turns import in_turns
 from experiments.scale import config as scale_config
 from experiments.scale import simulated
-from experiments.scale.layout import DATA, MODEL, Layout
+from experiments.scale.layout import make_layout
 from experiments.scale.network import make_network
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
@@ -52,11 +51,11 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
 
 def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int = 20):
     """A function that trains one step further at every call, and returns the loss."""
-    mesh = Mesh(np.array(devices).reshape(-1, 1), (DATA, MODEL), axis_types=_AUTO)
-    layout = Layout(parallel, mesh)
     options = scale_config.ScaleConfig(
-        model=scale_config.Model(depth=depth, norm=norm, dtype=dtype)  # pyright: ignore
+        model=scale_config.Model(depth=depth, norm=norm, dtype=dtype),  # pyright: ignore
+        devices=scale_config.Devices(parallel),  # pyright: ignore
     )
+    layout = make_layout(options.devices, found=devices)
     network = make_network(
         options.model,
         options.data,
@@ -84,6 +83,3 @@ def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int
         return jnp.asarray(metrics.loss)
 
     return run
-
-
-_AUTO = (AxisType.Auto, AxisType.Auto)

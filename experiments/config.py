@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.data import TRAIN_SIZES
-from experiments.errors import UserError
+from experiments.errors import UserError, unwritable
 from experiments.options import parse
 
 _LIMITS = {  # smallest and largest value of the whole numbers
@@ -117,10 +117,7 @@ def check_new(out: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(
-            f"`--out` must be a directory that can be written, got '{out}': "
-            f"{error.strerror}. Pass another one."
-        ) from error
+        raise unwritable(out, error.strerror) from error
     if "config.json" in names:
         raise UserError(
             f"`--out` must not hold a run yet, got '{out}'. Continue that run with "

@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 
 import jaxbn
+from experiments import files
+from experiments.errors import unwritable
 
 _PACKAGES = (
     "jax",
@@ -39,6 +41,20 @@ def describe() -> dict:
         "x64": jax.config.values["jax_enable_x64"],
         "git": _git(),
     }
+
+
+def begin(out: Path, options: dict) -> None:
+    """Makes the directory of a run, with `environment.json` and `config.json`.
+
+    Raises:
+        UserError: if `out` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_json(out / "environment.json", describe())
+        files.write_json(out / "config.json", options)
+    except OSError as error:
+        raise unwritable(out, error.strerror) from error
 
 
 def is_that_of(path: Path) -> bool:

@@ -3,20 +3,33 @@
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C sets `requested`, the second stops at once."""
+    """While entered, the first Ctrl-C sets `requested`, the second stops at once.
 
-    def __init__(self) -> None:
+    Attributes:
+        numbers: the signals that are listened to; only Ctrl-C stops at once.
+        text: what is said when one comes.
+        requested: whether one has come.
+    """
+
+    def __init__(
+        self,
+        *,
+        numbers: Sequence[int] = (signal.SIGINT,),
+        text: str = "stopping after this round; Ctrl-C again stops at once",
+    ) -> None:
+        self.numbers, self.text = numbers, text
         self.requested = False
-        self._previous: Any = None
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            self._before = {n: signal.signal(n, self._handle) for n in self.numbers}
         return self
 
     def __exit__(
@@ -25,13 +38,11 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        print(
-            "\nstopping after this round; Ctrl-C again stops at once", file=sys.stderr
-        )
+        print(f"\n{self.text}", file=sys.stderr, flush=True)

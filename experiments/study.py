@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments import environment, files
+from experiments import environment
 from experiments.claims import chosen
 from experiments.config import check_new
 from experiments.errors import UserError
@@ -130,15 +130,7 @@ def _checked(config: RunConfig) -> list[Experiment]:
 
 
 def _begin(config: RunConfig) -> None:
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        files.write_json(config.out / "environment.json", environment.describe())
-        files.write_json(config.out / "config.json", to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"`--out` must be a directory that can be written, got '{config.out}': "
-            f"{error.strerror}. Pass another one."
-        ) from error
+    environment.begin(config.out, to_json(config))
 
 
 def _check_unchanged(config: RunConfig) -> None:

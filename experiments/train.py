@@ -23,7 +23,7 @@ from experiments.config import (
     to_json,
 )
 from experiments.data import Data, load
-from experiments.errors import UserError
+from experiments.errors import unwritable
 from experiments.interrupt import Interrupt
 from experiments.loop import Loop, Scores, TrainState, optimizer
 from experiments.models import ResidualNet
@@ -74,10 +74,7 @@ def _begin(config: TrainConfig, loops: dict[str, Loop]) -> Run:
         files.write_json(config.out / "environment.json", environment.describe())
         files.write_json(config.out / "config.json", to_json(config))
     except OSError as error:
-        raise UserError(
-            f"`--out` must be a directory that can be written, got '{config.out}': "
-            f"{error.strerror}. Pass another one."
-        ) from error
+        raise unwritable(config.out, error.strerror) from error
     return run
 
 

@@ -17,12 +17,11 @@ from jax.experimental import multihost_utils
 
 from experiments import files
 from experiments.checkpoint import checksums, first_line, manager, quiet
-from experiments.errors import UserError
+from experiments.errors import MAKE_ROOM, UserError, unwritable
 from experiments.scale import processes
 from experiments.scale.step import TrainState
 
 _KIND = "experiments train at scale, version 1"
-_FULL = "Make room there, then continue with `--resume`."
 
 
 class Saved(NamedTuple):
@@ -71,10 +70,8 @@ def save(
     except jax.errors.JaxRuntimeError:
         raise  # another process was lost: `Deadline` says so
     except Exception as error:  # Orbax passes on what the file system raises, wrapped
-        raise SaveError(
-            f"`--out` must be a directory that can be written, got '{out}': "
-            f"{first_line(error)}. {_FULL}"
-        ) from error
+        reason = unwritable(out, first_line(error), advice=MAKE_ROOM)
+        raise SaveError(str(reason)) from error
     _wait("saved")
 
 

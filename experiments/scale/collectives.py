@@ -12,8 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import environment, files
@@ -21,7 +20,7 @@ from experiments.errors import UserError
 from experiments.scale import config as scale_config
 from experiments.scale import cost, hlo, simulated
 from experiments.scale.collectives_table import table, times
-from experiments.scale.layout import DATA, MODEL, Layout
+from experiments.scale.layout import DATA, Layout, make_layout
 from experiments.scale.network import make_network
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
@@ -96,17 +95,10 @@ def main(config: CollectivesConfig) -> int:
 
 def compiled(config: CollectivesConfig, devices: list[Any]) -> Program:
     """Compiles a step for `devices`, twice, from the shapes of its arguments."""
-    layout = _layout(config, devices)
+    layout = make_layout(scale_config.Devices(config.parallel), found=devices)
     step = _step(config, layout)
-    state = jax.eval_shape(step.init, jax.random.key(0))
-    placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        state,
-        layout.shardings(state),
-    )
-    lowered = layout.spread(step, state).lower(placed, _batch(config, layout))
+    state = layout.shapes(step.init)
+    lowered = layout.spread(step, state).lower(state, _batch(config, layout))
     before, after = (
         hlo.collectives(lowered.compile(_NEVER_RUN | options).as_text())
         for options in (hlo.BEFORE_COMBINING, {})
@@ -164,12 +156,6 @@ def within(record: dict[str, Any]) -> bool:
         and abs(record["statistics_ratio"] - 1) <= 0.05
         and not record["others"]
     )
-
-
-def _layout(config: CollectivesConfig, devices: list[Any]) -> Layout:
-    kind = AxisType.Explicit if config.parallel == "explicit" else AxisType.Auto
-    grid = np.array(devices).reshape(-1, 1)
-    return Layout(config.parallel, Mesh(grid, (DATA, MODEL), axis_types=(kind, kind)))
 
 
 def _options(config: CollectivesConfig):

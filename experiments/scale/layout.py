@@ -11,7 +11,7 @@ All four take and return the same arrays: a state that every device holds (or, w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +62,17 @@ class Layout(NamedTuple):
     def shardings(self, state: Any) -> Any:
         """Returns where each array of `state` lies: a tree like it."""
         return jax.tree.map(lambda leaf: self._sharding(leaf.shape), state)
+
+    def shapes(self, function: Callable[[jax.Array], Any]) -> Any:
+        """Returns what `init` would, as shapes, dtypes and shardings."""
+        made = jax.eval_shape(function, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
+            made,
+            self.shardings(made),
+        )
 
     def init(self, function: Callable[[jax.Array], Any], seed: int) -> Any:
         """Returns `function(key)`, placed; the same values on any mesh."""
@@ -158,9 +169,12 @@ class Layout(NamedTuple):
         return call
 
 
-def make_layout(devices: config.Devices) -> Layout:
-    """Returns the layout of all devices of all processes."""
-    count, share = jax.device_count(), devices.model_devices
+def make_layout(
+    devices: config.Devices, *, found: Sequence[Any] | None = None
+) -> Layout:
+    """Returns the layout of `found`, by default all devices of all processes."""
+    found = jax.devices() if found is None else found
+    count, share = len(found), devices.model_devices
     if count % share:
         raise UserError(
             f"`--model-devices` must divide the number of devices, {count}, got "
@@ -168,7 +182,7 @@ def make_layout(devices: config.Devices) -> Layout:
         )
     kind = AxisType.Explicit if devices.parallel == "explicit" else AxisType.Auto
     # In the order of the processes, so that each one holds consecutive examples.
-    ordered = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    ordered = sorted(found, key=lambda d: (d.process_index, d.id))
     grid = np.array(ordered).reshape(count // share, share)
     mesh = Mesh(grid, (DATA, MODEL), axis_types=(kind, kind))
     return Layout(devices.parallel, mesh)

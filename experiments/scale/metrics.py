@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from experiments import files
-from experiments.errors import UserError
+from experiments.errors import MAKE_ROOM, UserError, unwritable
 
 
 class Writer:
@@ -58,10 +58,7 @@ class Writer:
         try:
             self._files[name].write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
-            raise UserError(
-                f"`--out` must be a directory that can be written, got '{self.out}': "
-                f"{error.strerror}. Make room there, then continue with `--resume`."
-            ) from error
+            raise unwritable(self.out, error.strerror, advice=MAKE_ROOM) from error
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(f"{name}/{key}", value, step)

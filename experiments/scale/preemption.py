@@ -2,16 +2,15 @@
 
 import os
 import signal
-import sys
-import threading
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
+from experiments.interrupt import Interrupt
 
-class Preemption:
+
+class Preemption(Interrupt):
     """While entered, SIGTERM and Ctrl-C ask the run to save and end.
 
     One process is asked by its own signal. Of several, the one that gets the signal
@@ -19,36 +18,18 @@ class Preemption:
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
+        self._alone = jax.process_count() == 1
+        # With several processes JAX's runtime listens to SIGTERM itself.
+        ours = (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,)
+        super().__init__(numbers=ours, text="saving, then stopping")
 
-    def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():
-            # With several processes JAX's runtime listens to SIGTERM itself.
-            numbers = [signal.SIGINT]
-            numbers += [signal.SIGTERM] if jax.process_count() == 1 else []
-            self._before = {n: signal.signal(n, self._handle) for n in numbers}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def requested(self, step: int) -> bool:
+    def due(self, step: int) -> bool:
         """Tells whether to stop now; all processes must ask after every step."""
-        if jax.process_count() == 1:
-            return self._asked
+        if self._alone:
+            return self.requested
         return multihost_utils.reached_preemption_sync_point(step)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
-        print("\nsaving, then stopping", file=sys.stderr, flush=True)
-        if jax.process_count() > 1:
+        super()._handle(number, frame)
+        if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -62,6 +62,11 @@ class Session:
         self.run, self.deadline = run, deadline
         self.writer, self.progress = writer, progress
         self.rate = learning_rate(run.config.optimizer)
+        self.evaluation = pipeline.eval_batches(
+            run.config.data,
+            batch_size=run.config.optimizer.batch_size,
+            **run.stream,
+        )
 
     def train(self, position: Position) -> Iterator[int]:
         config, layout = self.run.config, self.run.layout
@@ -173,14 +178,9 @@ class Session:
             )
 
     def _evaluate(self) -> dict[str, Any]:
-        config = self.run.config
         totals = [0.0, 0, 0]
         with self.deadline.paused():
-            for rows in pipeline.eval_batches(
-                config.data,
-                batch_size=config.optimizer.batch_size,
-                **self.run.stream,
-            ):
+            for rows in self.evaluation:
                 sums = self.score(self.state, self.run.layout.put_batch(rows))
                 totals = [t + s.item() for t, s in zip(totals, sums, strict=True)]
         loss, right, examples = totals

@@ -8,7 +8,7 @@ import sys
 
 import jax
 
-from experiments import environment, files
+from experiments import environment
 from experiments.config import check_new
 from experiments.errors import UserError
 from experiments.progress import StepProgress
@@ -91,15 +91,7 @@ def _write_description(config: ScaleConfig) -> None:
         check_unchanged(config, stored(config))
         return
     check_new(config.out)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        files.write_json(config.out / "environment.json", environment.describe())
-        files.write_json(config.out / "config.json", to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"`--out` must be a directory that can be written, got '{config.out}': "
-            f"{error.strerror}. Pass another one."
-        ) from error
+    environment.begin(config.out, to_json(config))
 
 
 def _session(run: Run, deadline: processes.Deadline) -> int:
@@ -122,7 +114,7 @@ def _session(run: Run, deadline: processes.Deadline) -> int:
     ):
         session = Session(run, deadline, writer, progress)
         for step in session.train(position):
-            if preemption.requested(step) and step < last:
+            if preemption.due(step) and step < last:
                 session.save()
                 _say(f"interrupted at step {step}; continue with: {_again(config)}")
                 return 130
@@ -131,7 +123,6 @@ def _session(run: Run, deadline: processes.Deadline) -> int:
 
 def _begin(run: Run) -> Position:
     config = run.config
-    state = run.layout.init(run.step.init, config.seed)
     batches = pipeline.train_batches(
         config.data,
         batch_size=config.optimizer.batch_size,
@@ -141,10 +132,12 @@ def _begin(run: Run) -> Position:
     saved = None
     if config.resume:
         saved = checkpoint.restore_newest(
-            config.out, state, fingerprint=fingerprint(config)
+            config.out,
+            run.layout.shapes(run.step.init),
+            fingerprint=fingerprint(config),
         )
     if saved is None:
-        return Position(state, batches)
+        return Position(run.layout.init(run.step.init, config.seed), batches)
     if saved.data["group"] != run.group:
         raise UserError(
             f"`--bn-sync {config.model.bn_sync}` must normalize groups of "
