@@ -21,7 +21,7 @@ Run = Callable[[], object]
 def builders(case: Case) -> dict[str, Callable]:
     """The libraries that take part in a case; those not installed are left out."""
     found = {"jaxbn": _jaxbn, "xla": _xla, "flax": _flax}
-    if _installed("torch"):
+    if _torch_device():
         found["torch"] = _torch
     if case.everyone:
         others = {"nnx": _nnx, "haiku": _haiku, "equinox": _equinox, "keras": _keras}
@@ -46,8 +46,23 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def _torch_device() -> str | None:
+    """Where PyTorch can run beside JAX: a layer elsewhere would be no comparison."""
+    if not _installed("torch"):
+        return None
+    import torch
+
+    have = {"cpu": True, "gpu": torch.cuda.is_available()}
+    names = {"cpu": "cpu", "gpu": "cuda"}
+    platform = jax.default_backend()
+    return names[platform] if have.get(platform) else None
+
+
 def _copy(x: jax.Array) -> Run:
-    """A copy by all threads between two arrays that exist."""
+    """A copy where x is; on a CPU by all threads between two arrays that exist."""
+    if jax.default_backend() != "cpu":
+        copied = jax.jit(jnp.copy)
+        return lambda: jax.block_until_ready(copied(x))
     if _installed("torch"):
         import torch
 
@@ -207,15 +222,18 @@ def _torch(case: Case, x, dy, added) -> Run:
     """Channels last in memory, which PyTorch is fastest with."""
     import torch
 
+    device = _torch_device()
+
     def tensor(array):
         wide = torch.from_numpy(np.array(array, np.float32))
-        moved = wide.to(getattr(torch, case.dtype))
+        moved = wide.to(device, getattr(torch, case.dtype))
         order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
         return moved.permute(order)  # strides of channels last
 
     kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
     kind = getattr(torch.nn, kinds[x.ndim])
     layer = kind(case.shape[-1], eps=EPSILON, momentum=1 - MOMENTUM)
+    layer.to(device)
     layer.train(case.operation != "inference")
     backward = case.operation == "forward+backward"
     values, cotangent = tensor(x).requires_grad_(backward), tensor(dy)
@@ -227,6 +245,9 @@ def _torch(case: Case, x, dy, added) -> Run:
             y = layer(values)
             y = y if other is None else y + other
             y = y if case.activation == "none" else torch.relu(y)
-        return y, torch.autograd.grad(y, inputs, cotangent) if backward else None
+        results = y, torch.autograd.grad(y, inputs, cotangent) if backward else None
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return results
 
     return run

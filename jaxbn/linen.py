@@ -124,7 +124,7 @@ class BatchNorm(nn.Module):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             x = x.real
-        stats = _variables(self, x, shape)
+        stats = _variables(self, x, shape, inference=inference)
         wide = x.astype(jnp.promote_types(x.dtype, dtype))
         arguments = (wide, _state(stats, wide), scale, bias)
         options = {
@@ -173,19 +173,40 @@ def _groups(module: BatchNorm) -> Sequence[Sequence[int]] | None:
     return module.axis_index_groups
 
 
-def _variables(module: BatchNorm, x: Array, shape) -> dict[str, nn.Variable]:
-    """The running statistics by name; `count` only where the update needs it."""
+def _variables(
+    module: BatchNorm, x: Array, shape, *, inference: bool | None
+) -> dict[str, nn.Variable]:
+    """The running statistics by name; `count` only where the update needs it.
+
+    A checkpoint of Flax has none. Inference goes without; training must not start it
+    at zero, since the first batch would then replace what Flax has averaged.
+    """
     kind = jnp.float32 if module.force_float32_reductions else module.param_dtype
     if jnp.iscomplexobj(x):
         kind = jnp.promote_types(kind, x.dtype)
     kinds = {"mean": kind, "var": kind}
     if module.debias or module.momentum is None:
         kinds["count"] = jnp.float32
+    if _lacks_count(module) and "count" in kinds:
+        if not inference:
+            raise ValueError(
+                "`variables` must have a 'count' beside 'mean' and 'var' in "
+                "'batch_stats' with `debias=True` or `momentum=None`, got none (a "
+                "checkpoint of Flax?). Add an array of the shape of 'mean' with the "
+                "number of batches that it averages."
+            )
+        del kinds["count"]
 
     def start(name):
         return getattr(jaxbn.init_state(shape, dtype=kinds[name]), name)
 
     return {name: module.variable("batch_stats", name, start, name) for name in kinds}
+
+
+def _lacks_count(module: BatchNorm) -> bool:
+    return module.has_variable("batch_stats", "mean") and not module.has_variable(
+        "batch_stats", "count"
+    )
 
 
 def _state(stats: dict[str, nn.Variable], x: Array) -> jaxbn.BatchNormState:

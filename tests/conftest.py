@@ -1,6 +1,19 @@
-"""Eight CPU devices, strict promotion in the core, a quick hypothesis."""
+"""Eight CPU devices, strict promotion in the core, a quick hypothesis and compiler.
 
+Most of the time goes into compiling thousands of programs that run once. They are
+compiled without optimization, in half the time; with `JAXBN_OPTIMIZED=1` they are the
+programs that users get (CI: the core, the kernels and the slow suite).
+"""
+
+import importlib.metadata
 import os
+
+if "JAXBN_OPTIMIZED" not in os.environ:  # before JAX reads it
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+    if importlib.metadata.version("jax").startswith("0.10."):  # later ones lack it
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 import hypothesis
 import jax

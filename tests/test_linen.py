@@ -247,6 +247,20 @@ def test_debias_adds_a_count_in_float32_with_the_shape_of_the_features():
     assert_close(stats(variables)["count"], jnp.full(2, 2.0, jnp.float32), 0)
 
 
+@pytest.mark.parametrize("options", [{"debias": True}, {"momentum": None}])
+def test_a_checkpoint_without_count_is_evaluated_but_not_restarted(options):
+    x = normal((16, 4))
+    saved = trained(FLAX(), x)
+    want = evaluate(FLAX(), saved, x)
+    assert_close(evaluate(OURS(**options), saved, x), want)
+    with pytest.raises(ValueError, match="`variables` must have a 'count' beside"):
+        train(OURS(**options), saved, x)
+    count = jnp.full(4, 1000.0)
+    stats = {**saved["batch_stats"], "count": count}
+    _, after = train(OURS(**options), {**saved, "batch_stats": stats}, x)
+    np.testing.assert_array_equal(after["batch_stats"]["count"], count + 1)
+
+
 def test_momentum_none_averages_all_batches_equally():
     module, batches = OURS(momentum=None), normal((5, 16, 2))
     variables = start(module, batches[0])

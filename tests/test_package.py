@@ -84,6 +84,12 @@ ALLOWED = {
 }
 
 
+def test_variants_need_no_import_of_their_own():
+    names = {f.stem for f in (PACKAGE / "variants").glob("[a-z]*.py")} - {"hooks"}
+    program = f"import jaxbn; [getattr(jaxbn.variants, n) for n in {sorted(names)}]"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
 def forbidden_imports(file):
     own = [name for name in imports(file) if f"{name}.".startswith("jaxbn.")]
     folder = part(file)

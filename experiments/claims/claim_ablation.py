@@ -13,7 +13,7 @@ Refuted if: gamma and beta add less than half a point; leaving the gradient of t
 statistics out costs more than two points; without epsilon all gradients stay finite.
 
 Command: python -m experiments run ablation --preset quick
-Runtime: quick about 50 s on two busy cores (standard: twice that).
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 import jax

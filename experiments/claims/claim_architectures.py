@@ -11,7 +11,7 @@ Refuted if: in the worst of the twelve combinations (by its mean) normalization 
 more than two points of test accuracy.
 
 Command: python -m experiments run architectures --preset quick
-Runtime: quick about 155 s on two busy cores (standard: twice that).
+Runtime: quick about 150 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

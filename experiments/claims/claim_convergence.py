@@ -12,7 +12,7 @@ last hidden unit sees are recorded as in the paper's figure 1.
 Refuted if: with the published sigmoid net the speed-up is less than 1.2 times.
 
 Command: python -m experiments run convergence --preset quick
-Runtime: quick about 60 s on two busy cores (standard: twice that).
+Runtime: quick about 110 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

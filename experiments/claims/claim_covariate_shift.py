@@ -15,7 +15,7 @@ Refuted if: noise that brings the drift back costs less than half of the advanta
 fewer than half of the units look normal.
 
 Command: python -m experiments run covariate-shift --preset quick
-Runtime: quick about 30 s on two busy cores (standard: twice that).
+Runtime: quick about 50 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

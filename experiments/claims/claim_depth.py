@@ -15,7 +15,7 @@ per layer than without it (explodes); if 12 layers with small weights do not tra
 points more (vanishes).
 
 Command: python -m experiments run depth --preset quick
-Runtime: quick about 30 s on two busy cores (standard: twice that).
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 import jax

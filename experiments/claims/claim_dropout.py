@@ -12,7 +12,7 @@ best rate of dropout minus that without dropout.
 Refuted if: the benefit without normalization is less than one point larger than with.
 
 Command: python -m experiments run dropout --preset quick
-Runtime: quick about 35 s on two busy cores (standard: twice that).
+Runtime: quick about 30 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ best. A factor works if at least 85 % of the test rows are right. Beside it: gam
 Refuted if: batch normalization adds less than one decade of factors that work.
 
 Command: python -m experiments run initialisation --preset quick
-Runtime: quick about 75 s on two busy cores (standard: twice that).
+Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

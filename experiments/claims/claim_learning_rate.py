@@ -13,7 +13,7 @@ Refuted if: the largest good rate is not at least twice (0.3 decades) the one wi
 normalization; for the second rule, if the good rates do not span half a decade more.
 
 Command: python -m experiments run learning-rate --preset quick
-Runtime: quick about 25 s on two busy cores (standard: twice that).
+Runtime: quick about 30 s on two busy cores (standard: twice that).
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ Refuted if: the difference in test accuracy is less than half a point or of the
 opposite sign. The dead units are refuted if normalization saves less than 1 %.
 
 Command: python -m experiments run placement --preset quick
-Runtime: quick about 60 s on two busy cores (standard: twice that).
+Runtime: quick about 20 s on two busy cores (standard: twice that).
 """
 
 from experiments.lab import figures, norms, probes, splits

@@ -13,7 +13,7 @@ Refuted if: the gap is not at least a point smaller with normalization; if the n
 falls more slowly than size to the power -0.8.
 
 Command: python -m experiments run regularisation --preset quick
-Runtime: quick about 45 s on two busy cores (standard: twice that).
+Runtime: quick about 90 s on two busy cores (standard: twice that).
 """
 
 import jax

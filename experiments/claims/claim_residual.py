@@ -11,7 +11,7 @@ variance of each branch over that of its skip before training, 64 blocks.
 Refuted if: the advantage with 32 blocks is not five points larger than with 4.
 
 Command: python -m experiments run residual --preset quick
-Runtime: quick about 60 s on two busy cores (standard: twice that).
+Runtime: quick about 100 s on two busy cores (standard: twice that).
 """
 
 import jax

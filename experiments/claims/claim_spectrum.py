@@ -13,7 +13,7 @@ mean square without subtracting the mean: orthogonality gap, mean over the last 
 Refuted if: batch normalization keeps less than one dimension more.
 
 Command: python -m experiments run spectrum --preset quick
-Runtime: quick about 25 s on two busy cores (standard: twice that).
+Runtime: quick about 20 s on two busy cores (standard: twice that).
 """
 
 import jax

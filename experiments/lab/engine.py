@@ -71,6 +71,7 @@ class View(NamedTuple):
     inputs: Array
     labels: Array
     validation: Array
+    test: Array
     batch: Array
     context: Context
 
@@ -234,8 +235,9 @@ def _run(
         if plan.probe:
             key = jax.random.fold_in(noise, carry[3])
             training = Context(True, key, hyper)
-            seen = (inputs, labels, rows["validation"], chunk[-1], training)
-            found |= plan.probe(Model(carry[0], carry[1]), View(plan.net, *seen))
+            seen = (inputs, labels, rows["validation"], rows["test"], chunk[-1])
+            view = View(plan.net, *seen, training)
+            found |= plan.probe(Model(carry[0], carry[1]), view)
         return carry, found
 
     carry = (*begun, tx.init(begun[0]), jnp.int32(0))

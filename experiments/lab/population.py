@@ -13,7 +13,9 @@ _BATCH = 64
 
 
 def exact_accuracy(plan: Plan, outcome: Outcome, net: Net) -> np.ndarray:
-    """Returns the test accuracy with statistics of all training rows.
+    """Returns the test accuracy with statistics of the training rows.
+
+    Rows that fill no batch of 64 are left out.
 
     Args:
         plan, outcome: a finished run.

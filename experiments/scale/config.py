@@ -58,7 +58,7 @@ class Data:
     augment: bool = True
     """Random crops and flips of the training images."""
     loader_threads: int = 2
-    """Threads that read and augment, per process."""
+    """Threads that read and augment, per process; 0: between the steps."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _LEAST = {
     "classes": 2,
     "fake_train_examples": 1,
     "fake_eval_examples": 1,
-    "loader_threads": 1,
+    "loader_threads": 0,
     "batch_size": 1,
     "lr_batch_size": 0,
     "warmup_steps": 0,

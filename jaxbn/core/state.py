@@ -19,7 +19,7 @@ def init_state(
 
     Args:
         num_features: number of channels, or the sizes of several feature axes.
-        dtype: type of the mean; the variance and the count are real.
+        dtype: type of the mean; the variance is real, the count float32 or wider.
 
     Returns:
         A state whose three leaves have the shape of the feature axes.
@@ -39,7 +39,10 @@ def init_state(
             "size of the feature axis."
         )
     mean = jnp.zeros(shape, dtype)
-    return BatchNormState(mean, jnp.ones_like(mean.real), jnp.zeros_like(mean.real))
+    real = mean.real.dtype
+    # In 16 bits a count would stop at 256.
+    count = jnp.zeros(shape, real if real.itemsize >= 4 else jnp.float32)
+    return BatchNormState(mean, jnp.ones(shape, real), count)
 
 
 def update(

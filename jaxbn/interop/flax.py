@@ -23,7 +23,8 @@ def from_linen(module: Any, variables: Mapping[str, Any], *, path: str = "") -> 
         A Layer that goes on training as the module would.
 
     Raises:
-        ValueError: if there are no running statistics at `path`.
+        ValueError: if there are no running statistics at `path`, or the layer has an
+            activation or several feature axes, which a Layer does not have.
 
     Example:
         >>> import flax.linen as nn
@@ -85,6 +86,10 @@ def from_nnx(source: Any) -> Layer:
 
     Returns:
         A Layer that goes on training as the module would.
+
+    Raises:
+        ValueError: if the layer has an activation or several feature axes, which a
+            Layer does not have.
 
     Example:
         >>> from flax import nnx
@@ -192,6 +197,17 @@ def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:
 
 
 def _layer(module: Any, values: Mapping[str, Array]) -> Layer:
+    activation = getattr(module, "activation", None)
+    if activation is not None:
+        raise ValueError(
+            f"The layer must have no `activation`, got {activation!r}. Apply it after "
+            "the layer before converting."
+        )
+    if jnp.ndim(values["mean"]) != 1:
+        raise ValueError(
+            f"The layer must have one feature axis, got axis={module.axis!r}. Other "
+            "frameworks have no layer for several."
+        )
     return Layer(
         _running(values),
         vector(values.get("scale")),

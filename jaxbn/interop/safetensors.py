@@ -51,10 +51,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header.pop("__metadata__", None)
-    return {name: _read(entry, content[start:], name) for name, entry in header.items()}
+    data = memoryview(content)[start:]  # a slice of bytes would be a copy
+    return {name: _read(entry, data, name) for name, entry in header.items()}
 
 
-def _read(entry: Mapping[str, Any], data: bytes, name: str) -> np.ndarray:
+def _read(entry: Mapping[str, Any], data: memoryview, name: str) -> np.ndarray:
     if entry["dtype"] not in _TYPES:
         raise ValueError(
             f"`path` must hold arrays of types {', '.join(_TYPES)}, got "

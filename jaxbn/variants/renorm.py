@@ -31,7 +31,7 @@ class RenormState(NamedTuple):
 
 
 def init_renorm_state(num_features: int | Sequence[int]) -> RenormState:
-    """Mean 0, sigma 1, count 0.
+    """Mean 0, sigma 1, count 0, in float32.
 
     Args:
         num_features: number of channels, or the sizes of several feature axes.
@@ -41,7 +41,8 @@ def init_renorm_state(num_features: int | Sequence[int]) -> RenormState:
         Array([1., 1.], dtype=float32)
     """
     shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
-    return RenormState(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(shape))
+    mean, sigma = jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32)
+    return RenormState(mean, sigma, jnp.zeros_like(mean))
 
 
 def batch_renorm(

@@ -219,9 +219,11 @@ def table():
         TRANSFORMATIONS, IMPLEMENTATIONS, OUTER, (False, True), (False, True)
     ):
         first = TRANSFORMATIONS[transformation] == 1
-        quick = masked == sync or dtype == "float32" or (first and dtype == "bfloat16")
-        if implementation != "xla":  # the rules are the same, the loops are not
-            quick = masked == sync and dtype in ("float32", "bfloat16")
+        hardest = masked and sync
+        if implementation == "xla":
+            quick = hardest or (dtype == "float32" and (first or masked == sync))
+        else:  # the rules are the same, the loops are not
+            quick = hardest and (dtype == "float32" or (first and dtype == "bfloat16"))
         words = (
             transformation.__name__,
             implementation,

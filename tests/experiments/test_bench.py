@@ -83,7 +83,9 @@ def _first(result):
     """y, features last."""
     while isinstance(result, tuple | list):
         result = result[0]
-    value = np.asarray(result.detach().float() if hasattr(result, "detach") else result)
+    value = np.asarray(
+        result.detach().float().cpu() if hasattr(result, "detach") else result
+    )
     return np.moveaxis(value, 1, -1) if hasattr(result, "detach") else value
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 import jaxbn
 import jaxbn.linen
+import jaxbn.nnx
 from jaxbn import interop
 
 
@@ -65,6 +66,15 @@ def test_nnx_agrees_over_five_steps_and_makes_the_round_trip():
     layer = interop.from_nnx(source)
     interop.to_nnx(layer, target)
     jax.tree.map(np.testing.assert_array_equal, interop.from_nnx(target), layer)
+
+
+@pytest.mark.parametrize("options", [{"activation": "relu"}, {"axis": (1, 2)}])
+def test_what_a_layer_cannot_hold_is_refused(options):
+    shape = (3, 2) if "axis" in options else 2
+    source = jaxbn.nnx.BatchNorm(shape, rngs=nnx.Rngs(0), **options)
+    (name,) = options
+    with pytest.raises(ValueError, match=f"The layer must have .*{name}"):
+        interop.from_nnx(source)
 
 
 def test_message_for_a_target_without_bias():

@@ -148,6 +148,11 @@ def test_far_mean_and_empty_batch():
     jax.tree.map(np.testing.assert_array_equal, new, state)
 
 
+def test_the_first_state_is_float32_also_with_64_bits():
+    with jax.enable_x64(True):
+        assert {leaf.dtype for leaf in init_renorm_state(2)} == {jnp.dtype("float32")}
+
+
 def test_schedule_is_that_of_the_paper_also_when_traced():
     schedule = renorm_schedule()
     steps = jnp.array([0, 5_000, 15_000, 22_500, 25_000, 40_000, 90_000])

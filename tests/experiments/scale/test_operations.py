@@ -1,5 +1,7 @@
 """What is done with a trained run, on tiny networks with made-up weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from experiments.scale.network import make_network
 EXAMPLES, SIZE = 22, 8
 
 
+@functools.cache  # so that each network is compiled once
 def made(api="linen", dtype="float32", norm="jaxbn"):
     """A network whose weights and statistics are all different from their defaults."""
     network = make_network(
@@ -26,7 +29,7 @@ def made(api="linen", dtype="float32", norm="jaxbn"):
     network = network._replace(
         train=jax.jit(network.train), infer=jax.jit(network.infer)
     )
-    leaves, tree = jax.tree.flatten(network.init(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.jit(network.init)(jax.random.key(0)))
     generator = np.random.default_rng(0)
     factors = [generator.uniform(0.5, 1.5, leaf.shape) for leaf in leaves]
     shifts = [generator.uniform(0.05, 0.2, leaf.shape) for leaf in leaves]
