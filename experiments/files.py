@@ -1,8 +1,10 @@
 """Writes files that are either the old ones or the new ones, never half of each."""
 
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -13,6 +15,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with null for numbers that are not finite: JSON has none."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 def write_json(path: Path, content: dict) -> None:
