@@ -3,8 +3,29 @@
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from experiments.errors import unwritable
+
+
+def make_folder(folder: Path, *, option: str = "--out") -> None:
+    """Makes a directory, and finds out whether files can be written there.
+
+    Args:
+        folder: of results; those above it are made too.
+        option: what names it on the command line.
+
+    Raises:
+        UserError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error.strerror, option=option) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

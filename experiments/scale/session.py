@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import UserError
+from experiments.errors import MAKE_ROOM, UserError, unwritable
 from experiments.progress import StepProgress
 from experiments.scale import checkpoint, pipeline, processes
 from experiments.scale.config import ScaleConfig
@@ -142,7 +142,12 @@ class Session:
         }
         self.save()
         if processes.is_first():
-            files.write_json(config.out / "summary.json", files.plain(found))
+            try:
+                files.write_json(config.out / "summary.json", files.plain(found))
+            except OSError as error:
+                raise unwritable(
+                    config.out, error.strerror, advice=MAKE_ROOM
+                ) from error
             print(
                 f"{config.config}: {found['steps']} steps, {found['skipped']} skipped; "
                 f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "
