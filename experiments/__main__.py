@@ -1,7 +1,8 @@
 """The command line: python -m experiments COMMAND [options].
 
-Exit codes: 0 done, 2 something the user can put right (one line on stderr), 4 a check
-failed, 5 out of time (what finished is kept), 130 interrupted.
+Exit codes: 0 done, 2 something the user can put right, a loss that is not finite
+included (one line on stderr), 3 another process was lost, 4 a check failed, 5 out of
+time (what finished is kept), 130 interrupted.
 """
 
 import importlib

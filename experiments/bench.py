@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import environment, files
-from experiments.errors import UserError
+from experiments.errors import UserError, unwritable
 
 # The C library otherwise returns large buffers to the kernel after every call, and
 # all frameworks spend up to half their time on page faults. Threads other than the
@@ -54,6 +54,7 @@ def main(config: BenchConfig) -> int:
     """Runs one benchmark."""
     if config.batch < 1:
         raise UserError(f"`--batch` must be positive, got {config.batch}. Use 8 or 32.")
+    files.make_folder(config.out)
     if config.what in _TIMED and not _tuned():
         os.environ.update(_ALLOCATOR)
         os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
@@ -61,9 +62,11 @@ def main(config: BenchConfig) -> int:
     record, table = module.measure(config)
     record["environment"] = environment.describe()
     record["allocator"] = "tuned: large buffers are reused" if _tuned() else "default"
-    config.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(config.out / f"{config.what}.json", record)
     print(table)
+    try:
+        files.write_json(config.out / f"{config.what}.json", record)
+    except OSError as error:
+        raise unwritable(config.out, error.strerror) from error
     print(f"\nnumbers: {config.out / config.what}.json")
     return 0
 

@@ -14,7 +14,11 @@ MAKE_ROOM = "Make room there, then continue with `--resume`."
 
 
 def unwritable(
-    out: Path, reason: object, *, advice: str = "Pass another one."
+    out: Path,
+    reason: object,
+    *,
+    advice: str = "Pass another one.",
+    option: str = "--out",
 ) -> UserError:
     """The error for an `--out` that cannot be written.
 
@@ -22,8 +26,9 @@ def unwritable(
         out: the directory.
         reason: why, without a period.
         advice: what to do.
+        option: its name, if it is another one.
     """
     return UserError(
-        f"`--out` must be a directory that can be written, got '{out}': {reason}. "
+        f"`{option}` must be a directory that can be written, got '{out}': {reason}. "
         f"{advice}"
     )

@@ -1,8 +1,31 @@
 """Writes files that are either the old ones or the new ones, never half of each."""
 
 import json
+import math
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
+
+from experiments.errors import unwritable
+
+
+def make_folder(folder: Path, *, option: str = "--out") -> None:
+    """Makes a directory, and finds out whether files can be written there.
+
+    Args:
+        folder: of results; those above it are made too.
+        option: what names it on the command line.
+
+    Raises:
+        UserError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error.strerror, option=option) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -13,6 +36,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with null for numbers that are not finite: JSON has none."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 def write_json(path: Path, content: dict) -> None:

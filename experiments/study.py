@@ -3,11 +3,13 @@
 Run: python -m experiments run all --preset quick      (about 20 minutes on 2 cores)
 """
 
+import contextlib
 import json
 import math
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,9 @@ import tyro
 from experiments import environment
 from experiments.claims import chosen
 from experiments.config import check_new
-from experiments.errors import UserError
+from experiments.errors import MAKE_ROOM, UserError, unwritable
 from experiments.interrupt import Interrupt
-from experiments.lab import store
+from experiments.lab import schema, splits, store
 from experiments.lab.experiment import Experiment, Setting
 from experiments.progress import StepProgress
 from experiments.workers import Workers
@@ -64,7 +66,8 @@ def main(config: RunConfig) -> int:
         except KeyboardInterrupt:
             left = True
             interrupt.requested = True
-        verdicts = store.write(config.out, wanted, to_json(config))
+        with _room(config.out):
+            verdicts = store.write(config.out, wanted, to_json(config))
     print(table(verdicts))
     print(f"\nfiles: {config.out}; page: python -m experiments report {config.out}")
     if not left:
@@ -78,16 +81,21 @@ def main(config: RunConfig) -> int:
 def stored(config: RunConfig) -> RunConfig:
     """Returns the options that the run in `config.out` began with."""
     path = config.out / "config.json"
+    advice = "Start a new run without `--resume`, in another `--out`."
     try:
         content = json.loads(path.read_text())
-        content["names"] = tuple(content["names"])
-        content["data_dir"] = content["data_dir"] and Path(content["data_dir"])
-        return RunConfig(**content, out=config.out)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"`--out` must hold a run to resume, got '{config.out}'. "
-            "Start a new run without `--resume`, in another `--out`."
+            f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
         ) from error
+    for problem in schema.problems(path.name, content):
+        raise UserError(
+            f"'{path}' must hold the options of a run, but does not: {problem}. "
+            f"{advice}"
+        )
+    names, data_dir = tuple(content["names"]), content["data_dir"]
+    given = {"names": names, "data_dir": data_dir and Path(data_dir)}
+    return RunConfig(**(content | given), out=config.out)
 
 
 def to_json(config: RunConfig) -> dict:
@@ -111,6 +119,15 @@ def table(verdicts: dict) -> str:
     return "\n".join([header, "-" * 78, *lines])
 
 
+@contextlib.contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(out, error.strerror, advice=MAKE_ROOM) from error
+
+
 def _checked(config: RunConfig) -> list[Experiment]:
     if not 0 <= config.seed < 2**32:
         raise UserError(
@@ -130,6 +147,9 @@ def _checked(config: RunConfig) -> list[Experiment]:
 
 
 def _begin(config: RunConfig) -> None:
+    # Data that cannot be read must not leave a directory that is in use.
+    if config.data_dir is not None:
+        splits.mnist(config.data_dir, starts=1, seed=config.seed)
     environment.begin(config.out, to_json(config))
 
 
@@ -150,7 +170,9 @@ def _check_unchanged(config: RunConfig) -> None:
 def _measure(config: RunConfig, wanted: list[Experiment], interrupt: Interrupt) -> bool:
     """Measures what is missing; returns whether something still is."""
     arms = [(experiment, arm) for experiment in wanted for arm in experiment.arms]
-    todo = [one for one in arms if not store.part(config.out, *one).is_file()]
+    todo = [
+        one for one in arms if store.load_part(store.part(config.out, *one)) is None
+    ]
     before, begun = len(arms) - len(todo), time.monotonic()
     limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
     running: set[futures.Future] = set()
@@ -193,5 +215,6 @@ def _measure_arm(config: RunConfig, name: str, arm: str) -> str:
     start = time.monotonic()
     rows = experiment.measure(arm, setting)
     path = store.part(config.out, experiment, arm)
-    store.save_part(path, rows, time.monotonic() - start)
+    with _room(config.out):
+        store.save_part(path, rows, time.monotonic() - start)
     return f"{name}: {arm}"

@@ -23,7 +23,7 @@ from experiments.config import (
     to_json,
 )
 from experiments.data import Data, load
-from experiments.errors import unwritable
+from experiments.errors import MAKE_ROOM, unwritable
 from experiments.interrupt import Interrupt
 from experiments.loop import Loop, Scores, TrainState, optimizer
 from experiments.models import ResidualNet
@@ -55,7 +55,11 @@ def main(config: TrainConfig) -> int:
             return _interrupted(config)
         if run.step < config.steps:
             return _interrupted(config)
-        print(results.write(config, run, data))
+        try:
+            print(results.write(config, run, data))
+        except OSError as error:
+            reason = error.strerror
+            raise unwritable(config.out, reason, advice=MAKE_ROOM) from error
     return 0
 
 
@@ -70,7 +74,7 @@ def _begin(config: TrainConfig, loops: dict[str, Loop]) -> Run:
     run = Run({arm: loop.init(config.seed) for arm, loop in loops.items()})
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        _save(config, run)
+        _save(config, run, advice="Pass another one.")
         files.write_json(config.out / "environment.json", environment.describe())
         files.write_json(config.out / "config.json", to_json(config))
     except OSError as error:
@@ -88,9 +92,13 @@ def _resume(config: TrainConfig, loops: dict[str, Loop]) -> Run:
     return run
 
 
-def _save(config: TrainConfig, run: Run) -> None:
-    checkpoint.save(config.out, run, fingerprint=fingerprint(config))
-    files.write_lines(config.out / "metrics.jsonl", run.rows)
+def _save(config: TrainConfig, run: Run, *, advice: str = MAKE_ROOM) -> None:
+    try:
+        checkpoint.save(config.out, run, fingerprint=fingerprint(config))
+        files.write_lines(config.out / "metrics.jsonl", run.rows)
+    except Exception as error:  # Orbax passes on what the file system raises, wrapped
+        reason = checkpoint.first_line(error)
+        raise unwritable(config.out, reason, advice=advice) from error
 
 
 def _interrupted(config: TrainConfig) -> int:

@@ -40,8 +40,16 @@ def main(config: VerifyConfig) -> int:
     return 0
 
 
-def verify(directory: Path) -> list[str]:
-    """Returns what is wrong with the run in `directory`, one line each."""
+def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
+    """Returns what is wrong with the run in `directory`, one line each.
+
+    Args:
+        directory: the `--out` of a run.
+        unfinished: accept experiments that have no rows at all yet.
+
+    Raises:
+        UserError: if a file is missing or cannot be read.
+    """
     loaded = {name: _load(directory / name) for name in schema.FILES}
     problems = [
         f"{name}: {problem}"
@@ -56,7 +64,12 @@ def verify(directory: Path) -> list[str]:
     rows: dict[str, list] = {}
     for line in lines:
         rows.setdefault(line["experiment"], []).append(line)
-    problems = [p for one in wanted for p in _missing(one, rows, config)]
+    problems = [
+        problem
+        for one in wanted
+        if one.name in rows or not unfinished
+        for problem in _missing(one, rows, config)
+    ]
     if problems:
         return problems
     loaded["summary.csv"] = _cells(loaded["summary.csv"])

@@ -126,7 +126,8 @@ class Outcome(NamedTuple):
 
 
 def train(plan: Plan) -> Outcome:
-    """Runs `plan`."""
+    """Runs `plan`; `ValueError` if its numbers do not fit, see `batches`."""
+    order = jnp.asarray(batches(plan))
     starts = len(plan.splits.train)
     keys = jax.random.split(jax.random.key(plan.seed), (starts, 2))
     hyper = {k: jnp.array([c[k] for c in plan.cells]) for k in plan.cells[0]}
@@ -143,7 +144,6 @@ def train(plan: Plan) -> Outcome:
         (0, None, None, None, None, None, 0),
         options=ONCE if plan.steps <= _FEW_STEPS else _MANY,
     )
-    order = jnp.asarray(batches(plan))
     model, series = advance(begun, keys[:, 1], order, rows, *data, hyper)
     steps = np.arange(1, plan.evals + 1) * (plan.steps // plan.evals)
     series = {name: np.asarray(values) for name, values in series.items()}
@@ -174,7 +174,21 @@ def batches(plan: Plan) -> np.ndarray:
 
     Every pass takes the rows in a new order; those left over at its end are not used
     in that pass.
+
+    Raises:
+        ValueError: if `steps` is not a multiple of `evals`, or a batch has more rows
+            than there are for training.
     """
+    if plan.steps < 1 or plan.steps % plan.evals:
+        raise ValueError(
+            f"`steps` must be a positive multiple of `evals`, {plan.evals}, got "
+            f"{plan.steps}. Pass another number of either."
+        )
+    if plan.splits.train.shape[1] < plan.batch:
+        raise ValueError(
+            f"`batch` must be at most {plan.splits.train.shape[1]}, the training rows "
+            f"there are, got {plan.batch}. Pass a smaller one."
+        )
     shape = (plan.evals, plan.steps // plan.evals, plan.batch)
     per_pass = plan.splits.train.shape[1] // plan.batch
     passes = -(-plan.steps // per_pass)

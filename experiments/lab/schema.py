@@ -67,6 +67,11 @@ FILES: dict[str, Any] = {
     "summary.csv": str,
     "effects.json": {**_HEAD, "effects": [_EFFECT]},
     "verdicts.json": {**_HEAD, "verdicts": [_VERDICT]},
+    "timings.json": {
+        "schema": {SCHEMA},
+        "seconds": NUMBER,
+        "arms": Mapping(Mapping(NUMBER)),
+    },
 }
 
 

@@ -1,7 +1,6 @@
 """The data of the claims: training, validation and test rows for each start."""
 
 import functools
-import gzip
 import hashlib
 import importlib
 import itertools
@@ -12,19 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import data
+from experiments import data, idx
 from experiments.errors import UserError
 
 _VALIDATION = {"digits": 288, "mnist1d": 1000}
 _NEW_SEED, _NEW_TEST = 43, 4000
 _NEW_CHECKSUM = "2092b074b22e306baefecfbdac51ca357ccf347488a30a100933f2d5b6caed51"
 _ONE_AT_A_TIME = threading.Lock()  # The generator uses global random numbers.
-_IDX = {
-    "train-images-idx3-ubyte": 3,
-    "train-labels-idx1-ubyte": 1,
-    "t10k-images-idx3-ubyte": 3,
-    "t10k-labels-idx1-ubyte": 1,
-}
+_LEAST_TRAIN = 100  # several batches, and rows for validation
 
 
 class Splits(NamedTuple):
@@ -78,19 +72,45 @@ def mnist1d(*, starts: int, seed: int) -> Splits:
 def mnist(directory: Path, *, starts: int, seed: int, test: int = 10_000) -> Splits:
     """MNIST from the four IDX files in `directory`, plain or with `.gz`; 0 to 1.
 
-    The last 5000 training rows are for validation.
+    The last 5000 training rows, at most a tenth of them, are for validation.
+
+    Raises:
+        UserError: if a file is missing, damaged, or not of images of ten classes.
     """
     del seed
-    arrays = [_idx(directory, name, ndim) for name, ndim in _IDX.items()]
-    inputs = np.concatenate([arrays[0], arrays[2]])
+    first, second = (idx.labelled(directory, prefix) for prefix in ("train", "t10k"))
+    _check_mnist(directory, first, second)
+    inputs = np.concatenate([first[0], second[0]])
     inputs = inputs.reshape(len(inputs), -1).astype(np.float32) / 255
-    labels = np.concatenate([arrays[1], arrays[3]]).astype(np.int32)
-    train = len(arrays[1])
+    labels = np.concatenate([first[1], second[1]]).astype(np.int32)
+    train = len(first[1])
     held = min(5000, train // 10)
     bounds = [(0, train - held), (train - held, train)]
-    bounds.append((train, train + min(test, len(arrays[3]))))
+    bounds.append((train, train + min(test, len(second[1]))))
     rows = [np.tile(np.arange(*b, dtype=np.int32), (starts, 1)) for b in bounds]
     return Splits(inputs, labels, *rows)
+
+
+def _check_mnist(directory: Path, *parts: tuple[np.ndarray, np.ndarray]) -> None:
+    (train, _), (test, _) = parts
+    if len(train) < _LEAST_TRAIN or not len(test):
+        raise UserError(
+            f"`--data-dir` must have at least {_LEAST_TRAIN} training images and a "
+            f"test image, got {len(train)} and {len(test)} in '{directory}'. Put the "
+            "four files of MNIST there."
+        )
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(
+            "`--data-dir` must have training and test images of one size, got "
+            f"{train.shape[1:]} and {test.shape[1:]} in '{directory}'. Put the four "
+            "files of MNIST there."
+        )
+    largest = max(labels.max() for _, labels in parts)
+    if largest > 9:
+        raise UserError(
+            f"`--data-dir` must have labels from 0 to 9, got {largest} in "
+            f"'{directory}'. Put the four files of MNIST there."
+        )
 
 
 def _mnist1d() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -125,26 +145,3 @@ def _check_new(inputs: np.ndarray, labels: np.ndarray) -> None:
             f"got {found.hexdigest()[:12]}.... "
             'Reinstall the experiments: pip install "jaxbn[experiments]".'
         )
-
-
-def _idx(directory: Path, name: str, ndim: int) -> np.ndarray:
-    plain, packed = directory / name, directory / f"{name}.gz"
-    try:
-        content = (
-            plain.read_bytes()
-            if plain.is_file()
-            else gzip.decompress(packed.read_bytes())
-        )
-        shape = np.frombuffer(content, ">i4", count=ndim, offset=4)
-        found = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"`--data-dir` must hold the IDX file '{name}', plain or with .gz, got "
-            f"'{directory}': {error}. Put the four files of MNIST there."
-        ) from error
-    if content[:4] != bytes([0, 0, 8, ndim]):
-        raise UserError(
-            f"`--data-dir` must hold '{name}' as an IDX file of bytes with {ndim} "
-            f"dimensions, got other leading bytes. Put the four files of MNIST there."
-        )
-    return found

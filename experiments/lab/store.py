@@ -30,6 +30,7 @@ from experiments.lab.statistics import Effect, effect, holm, verdict
 from experiments.lab.table import Table
 
 SCHEMA = 1
+_ROW = {"arm", "cell", "start", "metrics", "series"}
 
 
 def part(out: Path, experiment: Experiment, arm: str) -> Path:
@@ -44,14 +45,29 @@ def save_part(path: Path, rows: list[Row], seconds: float) -> None:
     files.write_bytes(path, json.dumps(content, allow_nan=False).encode())
 
 
+def load_part(path: Path) -> dict[str, Any] | None:
+    """Returns what `save_part` stored; None if it is not there, or damaged."""
+    try:
+        content = json.loads(path.read_text())
+        rows, seconds = content["rows"], content["seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    whole = isinstance(seconds, int | float) and isinstance(rows, list)
+    return content if whole and all(map(_is_row, rows)) else None
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and set(row) == _ROW
+
+
 def collect(out: Path, chosen: Sequence[Experiment]) -> dict[str, list[Row]]:
     """Returns the rows of every experiment whose arms have all finished."""
     found = {}
     for experiment in chosen:
-        paths = [part(out, experiment, arm) for arm in experiment.arms]
-        if all(path.is_file() for path in paths):
-            parts = [json.loads(path.read_text())["rows"] for path in paths]
-            found[experiment.name] = [row for rows in parts for row in rows]
+        parts = [load_part(part(out, experiment, arm)) for arm in experiment.arms]
+        whole = [one["rows"] for one in parts if one is not None]
+        if len(whole) == len(parts):
+            found[experiment.name] = [row for rows in whole for row in rows]
     return found
 
 
@@ -159,9 +175,8 @@ def _timings(out: Path, chosen: Sequence[Experiment]) -> dict:
     found: dict[str, dict[str, float]] = {}
     for experiment in chosen:
         for arm in experiment.arms:
-            path = part(out, experiment, arm)
-            if path.is_file():
-                seconds = json.loads(path.read_text())["seconds"]
-                found.setdefault(experiment.name, {})[arm] = seconds
+            one = load_part(part(out, experiment, arm))
+            if one is not None:
+                found.setdefault(experiment.name, {})[arm] = one["seconds"]
     total = sum(sum(arms.values()) for arms in found.values())
     return {"schema": SCHEMA, "seconds": round(total, 1), "arms": found}

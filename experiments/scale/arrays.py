@@ -35,14 +35,25 @@ def write_statistics(folder: Path, batch_stats: Any, about: dict) -> None:
 
 
 def new_folder(path: Path, *, option: str) -> Path:
-    """Makes a directory for results; `UserError` if it is there and not empty."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Makes a directory for results.
+
+    Raises:
+        UserError: if it is there and not empty, or cannot be written.
+    """
+    if _in_use(path):
         raise UserError(
             f"`{option}` must be a new or an empty directory, got '{path}'. Pass "
             "another one."
         )
-    path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path, option=option)
     return path
+
+
+def _in_use(path: Path) -> bool:
+    try:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError:  # What cannot be looked into cannot be written either.
+        return False
 
 
 def write_tree(path: Path, tree: Any) -> None:

@@ -95,31 +95,18 @@ def restore_newest(out: Path, like: TrainState, *, fingerprint: str) -> Saved | 
     found = processes.agree(found)
     if found < 0:
         return None
-    try:
-        saved, about = _read(out, found, like)
-    except Exception as error:
-        raise UserError(
-            f"The checkpoint of step {found} in '{out}' must hold this run, but: "
-            f"{first_line(error)}. Start a new run in another `--out`."
-        ) from error
-    if (about["kind"], about["fingerprint"]) != (_KIND, fingerprint):
-        raise UserError(
-            f"The checkpoint of step {found} in '{out}' must be of a run with the "
-            "options in config.json, but is of another one. Put the right file back, "
-            "or start a new run in another `--out`."
-        )
-    return saved
+    return _read_own(out, found, like, fingerprint=fingerprint)
 
 
-def read_newest(out: Path, like: TrainState) -> TrainState:
+def read_newest(out: Path, like: TrainState, *, fingerprint: str) -> TrainState:
     """Returns the state of the newest whole checkpoint, and changes no file.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it is not of this run.
     """
     for step in _steps(out):
         if _usable(out, step):
-            return _read(out, step, like)[0].state
+            return _read_own(out, step, like, fingerprint=fingerprint).state
     raise UserError(
         f"`--out` must hold a run with a whole checkpoint, got '{out}'. "
         "Train one first: python -m experiments train --config NAME."
@@ -175,6 +162,24 @@ def _steps(out: Path) -> list[int]:
     folder = out / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _read_own(out: Path, step: int, like: TrainState, *, fingerprint: str) -> Saved:
+    try:
+        saved, about = _read(out, step, like)
+    except Exception as error:
+        raise UserError(
+            f"The checkpoint of step {step} in '{out}' must hold this run, but: "
+            f"{first_line(error)}. Put the right config.json back, or start a new run "
+            "in another `--out`."
+        ) from error
+    if (about["kind"], about["fingerprint"]) != (_KIND, fingerprint):
+        raise UserError(
+            f"The checkpoint of step {step} in '{out}' must be of a run with the "
+            "options in config.json, but is of another one. Put the right file back, "
+            "or start a new run in another `--out`."
+        )
+    return saved
 
 
 def _read(out: Path, step: int, like: TrainState) -> tuple[Saved, dict]:

@@ -69,6 +69,7 @@ class Program(NamedTuple):
 def main(config: CollectivesConfig) -> int:
     """Prints a table and writes it; 4 if the step sends more than it should."""
     _check(config)
+    files.make_folder(config.out)
     everyone = simulated.devices(max(config.devices))
     programs = []
     for count in config.devices:
@@ -86,10 +87,10 @@ def main(config: CollectivesConfig) -> int:
         "programs": records,
         "environment": environment.describe(),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{text}")
     files.write_json(config.out / "collectives.json", content)
     files.write_bytes(config.out / "collectives.md", text.encode())
-    print(f"\n{text}\nnumbers: {config.out / 'collectives.json'}")
+    print(f"numbers: {config.out / 'collectives.json'}")
     return 0 if config.bn_sync != "global" or all(map(within, records)) else 4
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import UserError
+from experiments.errors import UserError, unwritable
 from experiments.scale import arrays, pipeline, recalibrate
 from experiments.scale.network import Network, Variables
 from experiments.scale.step import evaluate
@@ -33,12 +33,21 @@ class EvalConfig:
     batch_size: int = 0
     """Images at a time; 0: as in training."""
     statistics: Path | None = None
-    """Directory of running statistics written by `recalibrate`."""
+    """Directory of running statistics written by `recalibrate`, in place of those of
+    the run; with `--bn-stats ema`."""
 
 
 def main(config: EvalConfig) -> int:
-    """Prints loss and accuracy, and writes them into the directory of the run."""
+    """Prints loss and accuracy, and writes them into the directory of the run.
+
+    The file is `eval_given.json` with `--statistics`, else `eval_` and their kind.
+    """
     recalibrate.check_sizes(samples=config.samples, batch_size=config.batch_size)
+    if config.statistics and config.bn_stats != "ema":
+        raise UserError(
+            "`--bn-stats` must be ema with `--statistics`, which has running "
+            f"statistics, got {config.bn_stats}. Leave one of them out."
+        )
     begun, network, variables = arrays.load_run(
         config.out, statistics=config.statistics
     )
@@ -48,11 +57,17 @@ def main(config: EvalConfig) -> int:
         variables = recalibrate.recalibrated(network, variables, images)
     batches = pipeline.eval_batches(begun.data, batch_size=size, process=0, processes=1)
     found = score(network, variables, batches, own=config.bn_stats == "batch")
-    found |= {"bn_stats": config.bn_stats}
-    files.write_json(config.out / f"eval_{config.bn_stats}.json", found)
+    kind = "given" if config.statistics else config.bn_stats
+    found |= {"bn_stats": kind}
+    if config.statistics:
+        found |= {"statistics": str(config.statistics)}
+    try:
+        files.write_json(config.out / f"eval_{kind}.json", files.plain(found))
+    except OSError as error:
+        raise unwritable(config.out, error.strerror) from error
     print(
         f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} on "
-        f"{found['examples']} examples, statistics: {config.bn_stats}"
+        f"{found['examples']} examples, statistics: {config.statistics or kind}"
     )
     return 0
 

@@ -46,12 +46,12 @@ def main(config: ExportConfig) -> int:
         raise UserError(
             f"`--to` must be a new file, got '{config.to}'. Pass another one."
         )
+    files.make_folder(config.to.parent, option="--to")
     images = fold.example(begun)
     dtype = begun.model.dtype
     infer = fold.folded(network, variables, images, dtype=dtype).infer
     content = exported(infer, images)
     found = check(content, network, variables, images, dtype=dtype)
-    config.to.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(config.to, content)
     print(
         f"largest difference of the logits {found:.1e}; {len(content) / 1e6:.1f} MB\n"

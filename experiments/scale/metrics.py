@@ -54,7 +54,7 @@ class Writer:
         """Adds a row to `metrics` or `speed`; null stands for a value not finite."""
         if not self.writes:
             return
-        row = {"step": step} | {key: _plain(value) for key, value in values.items()}
+        row = {"step": step} | files.plain(values)
         try:
             self._files[name].write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
@@ -78,11 +78,6 @@ def rows_until(path: Path, step: int) -> list[dict]:
             break
         rows.append(row)
     return rows
-
-
-def _plain(value: float | int) -> float | int | None:
-    # NaN and infinity are no JSON.
-    return value if value == value and abs(value) != float("inf") else None
 
 
 def _board(out: Path, step: int) -> Any:

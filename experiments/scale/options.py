@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,16 @@ def check(config: ScaleConfig) -> None:
             f"{config.devices.parallel}`, got {config.devices.model_devices}. "
             "Pass `--parallel jit`."
         )
-    profiled_steps(config.session.profile)
+    _check_profile(config)
+
+
+def _check_profile(config: ScaleConfig) -> None:
+    steps = profiled_steps(config.session.profile)
+    if steps and steps.start >= config.optimizer.steps:
+        raise UserError(
+            f"`--profile` must start before the {config.optimizer.steps} steps are "
+            f"taken, got {config.session.profile!r}. Pass a smaller START."
+        )
 
 
 def profiled_steps(text: str | None) -> range:
@@ -155,14 +163,24 @@ def check_unchanged(config: ScaleConfig, begun: ScaleConfig) -> None:
 
 def named(arguments: list[str]) -> str | None:
     """Returns the configuration that a command line names, itself or by its run."""
-    text = " ".join(arguments)
-    if match := re.search(r"--config[ =](\S+)", text):
-        return match[1]
-    if "--resume" in arguments and (match := re.search(r"--out[ =](\S+)", text)):
-        try:
-            return json.loads((Path(match[1]) / "config.json").read_text())["config"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    if (name := _given(arguments, "--config")) is not None:
+        return name
+    out = _given(arguments, "--out")
+    if "--resume" not in arguments or out is None:
+        return None
+    try:
+        return json.loads((Path(out) / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _given(arguments: list[str], option: str) -> str | None:
+    """The value of an option, written `--option VALUE` or `--option=VALUE`."""
+    for n, word in enumerate(arguments):
+        if word == option and n + 1 < len(arguments):
+            return arguments[n + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
     return None
 
 

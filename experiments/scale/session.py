@@ -1,14 +1,14 @@
 """A session of training: the loop over steps, with its logs, scores and saves."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import UserError
+from experiments.errors import MAKE_ROOM, UserError, unwritable
 from experiments.progress import StepProgress
 from experiments.scale import checkpoint, pipeline, processes
 from experiments.scale.config import ScaleConfig
@@ -18,7 +18,20 @@ from experiments.scale.metrics import Writer
 from experiments.scale.network import Variables
 from experiments.scale.optimizer import learning_rate
 from experiments.scale.options import fingerprint, profiled_steps
+from experiments.scale.profile import Profile
 from experiments.scale.step import Metrics, Step, TrainState, evaluate
+
+
+class Streams(NamedTuple):
+    """The data of this process, opened: endless training batches, evaluation batches.
+
+    Attributes:
+        train: an iterator whose position can be stored and set.
+        evaluation: an iterable, one pass.
+    """
+
+    train: Any
+    evaluation: Iterable[dict]
 
 
 class Run(NamedTuple):
@@ -41,6 +54,16 @@ class Run(NamedTuple):
         """Which part of each batch this process reads."""
         return {"process": jax.process_index(), "processes": jax.process_count()}
 
+    def open_data(self) -> Streams:
+        """Opens the data; `UserError` if they cannot be read."""
+        data, size = self.config.data, self.config.optimizer.batch_size
+        train = pipeline.train_batches(
+            data, batch_size=size, seed=self.config.seed, **self.stream
+        )
+        return Streams(
+            train, pipeline.eval_batches(data, batch_size=size, **self.stream)
+        )
+
 
 class Position(NamedTuple):
     """Where a run is: its state, and the batches that follow."""
@@ -55,32 +78,31 @@ class Session:
     def __init__(
         self,
         run: Run,
+        evaluation: Iterable[dict],
         deadline: processes.Deadline,
         writer: Writer,
         progress: StepProgress,
     ):
-        self.run, self.deadline = run, deadline
+        self.run, self.evaluation, self.deadline = run, evaluation, deadline
         self.writer, self.progress = writer, progress
         self.rate = learning_rate(run.config.optimizer)
-        self.evaluation = pipeline.eval_batches(
-            run.config.data,
-            batch_size=run.config.optimizer.batch_size,
-            **run.stream,
-        )
 
-    def train(self, position: Position) -> Iterator[int]:
+    def train(self, position: Position) -> Generator[int]:
         config, layout = self.run.config, self.run.layout
         self.state, self.batches = position
         self.first = int(self.state.step)
         self.progress.say("compiling")
         step_once = layout.spread(self.run.step, self.state)
         self.score = layout.reduce(self._sums)
-        profiled = profiled_steps(config.session.profile)
         self._clock(self.first)
-        late: Metrics | None = None
+        profile = Profile(config.out, profiled_steps(config.session.profile))
+        with profile:
+            yield from self._steps(step_once, profile)
+
+    def _steps(self, step_once: Any, profile: Profile) -> Generator[int]:
+        config, late = self.run.config, None
         for step in range(self.first + 1, config.optimizer.steps + 1):
-            if step - 1 == profiled.start and profiled:
-                jax.profiler.start_trace(str(config.out / "profile"))
+            profile.before(step)
             batch = self._next()
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 if step == self.first + 1:
@@ -94,9 +116,7 @@ class Session:
                 self.progress.start_clock()
             self.deadline.beat()
             self._after(step, metrics)
-            if profiled and step == profiled.stop:
-                jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
+            profile.after(step, metrics)
             yield step
 
     def save(self) -> None:
@@ -122,7 +142,12 @@ class Session:
         }
         self.save()
         if processes.is_first():
-            files.write_json(config.out / "summary.json", found)
+            try:
+                files.write_json(config.out / "summary.json", files.plain(found))
+            except OSError as error:
+                raise unwritable(
+                    config.out, error.strerror, advice=MAKE_ROOM
+                ) from error
             print(
                 f"{config.config}: {found['steps']} steps, {found['skipped']} skipped; "
                 f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "

@@ -1,6 +1,5 @@
 """Data sets in files of this machine: CIFAR, MNIST and ArrayRecord."""
 
-import gzip
 import importlib
 import io
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments import idx
 from experiments.errors import UserError
 from experiments.scale import config
 
@@ -21,7 +21,6 @@ _CIFAR = {
 }
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _MNIST = {"train": "train", "eval": "t10k"}
-_UNSIGNED_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -85,46 +84,9 @@ def cifar_binary(data: config.Data, split: Split) -> Arrays:
 
 
 def mnist_idx(data: config.Data, split: Split) -> Arrays:
-    """MNIST and its kin: IDX files of images and labels, plain or compressed (.gz).
-
-    A header of two zero bytes, the type (8: unsigned bytes), the number of dimensions
-    and each of them as four bytes, most significant first; then the values.
-    """
-    folder, prefix = directory(data), _MNIST[split]
-    images = _idx(folder / f"{prefix}-images-idx3-ubyte", rank=3)
-    labels = _idx(folder / f"{prefix}-labels-idx1-ubyte", rank=1)
-    if len(images) != len(labels):
-        raise UserError(
-            f"`{folder}` must have as many labels as images, got {len(labels)} and "
-            f"{len(images)}. Copy the files of '{prefix}' again."
-        )
+    """MNIST and its kin: IDX files of images and labels, plain or compressed (.gz)."""
+    images, labels = idx.labelled(directory(data), _MNIST[split])
     return Arrays((images[..., None],), (labels,))
-
-
-def _idx(path: Path, *, rank: int) -> np.ndarray:
-    packed = path.with_name(f"{path.name}.gz")
-    path = packed if packed.exists() and not path.exists() else path
-    _existing(path, "mnist-idx")
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError) as error:
-        raise UserError(
-            f"`{path}` must be a readable file, got: {short(error)} Copy it again."
-        ) from error
-    start = 4 + 4 * rank
-    if len(raw) < start or raw[:4] != bytes([0, 0, _UNSIGNED_BYTES, rank]):
-        raise UserError(
-            f"`{path}` must begin as an IDX file of bytes with {rank} dimensions, got "
-            f"{raw[:4].hex(' ') or 'nothing'}. Copy the file again."
-        )
-    shape = np.frombuffer(raw, ">u4", rank, 4).astype(int)
-    if len(raw) - start != shape.prod():
-        raise UserError(
-            f"`{path}` must have {shape.prod()} values after its header, got "
-            f"{len(raw) - start}. Copy the file again."
-        )
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 @dataclass(frozen=True)

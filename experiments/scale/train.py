@@ -3,8 +3,10 @@
 Run: python -m experiments train --config cifar10-resnet20 --data-dir DIR
 """
 
+import contextlib
 import shlex
 import sys
+from typing import Any
 
 import jax
 
@@ -12,7 +14,7 @@ from experiments import environment
 from experiments.config import check_new
 from experiments.errors import UserError
 from experiments.progress import StepProgress
-from experiments.scale import checkpoint, pipeline, processes
+from experiments.scale import checkpoint, processes
 from experiments.scale.config import CONFIGS, ScaleConfig
 from experiments.scale.layout import make_layout
 from experiments.scale.metrics import Writer
@@ -26,27 +28,33 @@ from experiments.scale.options import (
     to_json,
 )
 from experiments.scale.preemption import Preemption
-from experiments.scale.session import Position, Run, Session
+from experiments.scale.session import Position, Run, Session, Streams
 from experiments.scale.step import Step
 
 __all__ = ["CONFIGS", "ScaleConfig", "main", "stored"]
 
 
 def main(config: ScaleConfig) -> int:
-    """Trains and returns the exit code: 0 done, 4 not finite, 130 interrupted."""
+    """Trains and returns the exit code: 0 done, 130 interrupted.
+
+    A process that has lost another one ends at once, with `processes.LOST`.
+
+    Raises:
+        UserError: also for a loss that is not finite, and for a full disk.
+    """
     check(config)
     with processes.started(config.devices):
         if config.session.compilation_cache:
             folder = config.session.compilation_cache.absolute()
             jax.config.update("jax_compilation_cache_dir", str(folder))
         run = make_run(config)
-        _claim_directory(config)
+        streams = _claim_directory(run)
         with processes.Deadline(
             config.devices.process_timeout,
             advice=f"Continue with: {_again(config)}",
         ) as deadline:
             try:
-                return _session(run, deadline)
+                return _session(run, streams, deadline)
             except checkpoint.SaveError as error:
                 # Orbax's threads would complain, at length, of an orderly end.
                 processes.leave(str(error), code=2)
@@ -73,30 +81,34 @@ def make_run(config: ScaleConfig) -> Run:
     return Run(config, layout, step, ghost_batch_size(config.model.bn_sync, **size))
 
 
-def _claim_directory(config: ScaleConfig) -> None:
+def _claim_directory(run: Run) -> Streams:
     # One process looks and writes; the others must not find what it has written.
-    error = None
-    if processes.is_first():
-        try:
-            _write_description(config)
-        except UserError as found:
-            error = found
-    if processes.agree(int(error is None)) == 0:
+    error = streams = None
+    try:
+        begun = processes.is_first() and _has_begun(run.config)
+        # Data that cannot be read must not leave a directory that is in use.
+        streams = run.open_data()
+        if processes.is_first() and not begun:
+            environment.begin(run.config.out, to_json(run.config))
+    except UserError as found:
+        error = found
+    first_can = processes.agree(int(error is None))
+    if streams is None or not first_can:
         raise error or UserError("Process 0 must be able to begin: see its message.")
+    return streams
 
 
-def _write_description(config: ScaleConfig) -> None:
-    begun = config.resume and (config.out / "config.json").is_file()
-    if begun:
+def _has_begun(config: ScaleConfig) -> bool:
+    if config.resume and (config.out / "config.json").is_file():
         check_unchanged(config, stored(config))
-        return
+        return True
     check_new(config.out)
-    environment.begin(config.out, to_json(config))
+    return False
 
 
-def _session(run: Run, deadline: processes.Deadline) -> int:
+def _session(run: Run, streams: Streams, deadline: processes.Deadline) -> int:
     config = run.config
-    position = _begin(run)
+    position = _begin(run, streams.train)
     first, last = int(position.state.step), config.optimizer.steps
     if first == last and (config.out / "summary.json").is_file():
         _say(f"nothing left to do: the run took all of its {last} steps")
@@ -112,23 +124,19 @@ def _session(run: Run, deadline: processes.Deadline) -> int:
         writer,
         StepProgress(last, begin=first, shown=processes.is_first()) as progress,
     ):
-        session = Session(run, deadline, writer, progress)
-        for step in session.train(position):
-            if preemption.due(step) and step < last:
-                session.save()
-                _say(f"interrupted at step {step}; continue with: {_again(config)}")
-                return 130
+        session = Session(run, streams.evaluation, deadline, writer, progress)
+        # Closed at the end, whatever ends it: a trace under way is written then.
+        with contextlib.closing(session.train(position)) as steps:
+            for step in steps:
+                if preemption.due(step) and step < last:
+                    session.save()
+                    _say(f"interrupted at step {step}; continue with: {_again(config)}")
+                    return 130
         return session.finish()
 
 
-def _begin(run: Run) -> Position:
+def _begin(run: Run, batches: Any) -> Position:
     config = run.config
-    batches = pipeline.train_batches(
-        config.data,
-        batch_size=config.optimizer.batch_size,
-        seed=config.seed,
-        **run.stream,
-    )
     saved = None
     if config.resume:
         saved = checkpoint.restore_newest(

@@ -11,6 +11,7 @@ import jaxbn.deploy
 from experiments import __main__ as command
 from experiments import (
     bench,
+    bench_accuracy,
     bench_cases,
     bench_fold,
     bench_layer,
@@ -59,6 +60,32 @@ def test_a_folded_net_gives_the_same_in_the_benchmark():
 def test_a_batch_of_nothing_is_refused(tmp_path, capsys):
     assert command.main(["bench", "memory", "--batch", "0"]) == 2
     assert "`--batch` must be positive, got 0." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_where_nothing_can_be_written_nothing_is_measured(
+    tmp_path, capsys, monkeypatch, folder
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(bench_accuracy, "LIBRARIES", None)
+    out = tmp_path / folder
+    assert command.main(["bench", "accuracy", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: `--out` must be a directory that can be written")
+    assert error.count("\n") == 1
+
+
+def test_the_table_is_printed_whatever_becomes_of_the_file(
+    tmp_path, capsys, monkeypatch
+):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench_accuracy, "measure", lambda config: ({}, "the table"))
+    monkeypatch.setattr(bench.files, "write_json", full)
+    assert command.main(["bench", "accuracy", "--out", str(tmp_path)]) == 2
+    out, error = capsys.readouterr()
+    assert out == "the table\n" and "No space left on device" in error
 
 
 SMALL = [

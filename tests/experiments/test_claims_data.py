@@ -7,28 +7,33 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.lab import splits
-from experiments.lab.engine import Plan, batches
+from experiments.lab.engine import Plan, batches, train
 from experiments.lab.nets import mlp
 from experiments.lab.norms import none
 
 
 def write_mnist(directory, *, packed=False):
     rng = np.random.default_rng(0)
-    for name, ndim in splits._IDX.items():
-        shape = (40, 28, 28)[:ndim] if name.startswith("train") else (20, 28, 28)[:ndim]
-        values = rng.integers(0, 256 if ndim == 3 else 10, shape, dtype=np.uint8)
-        header = bytes([0, 0, 8, ndim]) + np.array(shape, ">i4").tobytes()
-        content = header + values.tobytes()
-        path = directory / (f"{name}.gz" if packed else name)
-        path.write_bytes(gzip.compress(content) if packed else content)
+    for prefix, count in (("train", 100), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(directory / f"{prefix}-images-idx3-ubyte", images, packed=packed)
+        labels = rng.integers(0, 10, count, dtype=np.uint8)
+        write_idx(directory / f"{prefix}-labels-idx1-ubyte", labels, packed=packed)
+
+
+def write_idx(path, values, *, packed=False):
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    content = header + values.tobytes()
+    path = path.with_name(f"{path.name}.gz") if packed else path
+    path.write_bytes(gzip.compress(content) if packed else content)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_are_read(tmp_path, packed):
     write_mnist(tmp_path, packed=packed)
     data = splits.mnist(tmp_path, starts=2, seed=0)
-    assert data.inputs.shape == (60, 784) and data.inputs.max() == 1
-    assert [part.shape for part in data[2:]] == [(2, 36), (2, 4), (2, 20)]
+    assert data.inputs.shape == (120, 784) and data.inputs.max() == 1
+    assert [part.shape for part in data[2:]] == [(2, 90), (2, 10), (2, 20)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "kind"])
@@ -43,6 +48,72 @@ def test_damaged_idx_files_are_named(tmp_path, damage):
         path.write_bytes(b"\1" + path.read_bytes()[1:])
     with pytest.raises(UserError, match="train-images-idx3-ubyte"):
         splits.mnist(tmp_path, starts=1, seed=0)
+
+
+def labels(count, largest=9):
+    return np.minimum(np.arange(count), largest).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("train-labels-idx1-ubyte", labels(99), "as many labels as images, got 99 and"),
+        ("train-labels-idx1-ubyte", labels(100, 10), "labels from 0 to 9, got 10"),
+        ("t10k-labels-idx1-ubyte", labels(21), "as many labels as images, got 21 and"),
+        (
+            "t10k-images-idx3-ubyte",
+            np.zeros((20, 8, 8), np.uint8),
+            "images of one size, got",
+        ),
+    ],
+)
+def test_images_and_labels_that_do_not_match_are_refused(
+    tmp_path, name, values, message
+):
+    write_mnist(tmp_path)
+    write_idx(tmp_path / name, values)
+    with pytest.raises(UserError, match=message):
+        splits.mnist(tmp_path, starts=1, seed=0)
+
+
+def test_more_values_than_the_header_says_are_refused(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes() + b"\1")
+    with pytest.raises(UserError, match="must have 100 values after its header, got"):
+        splits.mnist(tmp_path, starts=1, seed=0)
+
+
+def test_too_few_images_are_refused(tmp_path):
+    write_mnist(tmp_path)
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((20, 28, 28), np.uint8))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels(20))
+    with pytest.raises(UserError, match="at least 100 training images and"):
+        splits.mnist(tmp_path, starts=1, seed=0)
+
+
+def test_damaged_compressed_data_are_refused(tmp_path):
+    write_mnist(tmp_path, packed=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    content = bytearray(path.read_bytes())
+    content[20:60] = b"\xff" * 40  # zlib.error, not one of gzip
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"ubyte.gz` must be a readable file"):
+        splits.mnist(tmp_path, starts=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"steps": 20, "evals": 6, "batch": 8}, "`steps` must be a positive multiple"),
+        ({"steps": 0, "evals": 1, "batch": 8}, "`steps` must be a positive multiple"),
+        ({"steps": 6, "evals": 6, "batch": 9999}, "`batch` must be at most 1149"),
+    ],
+)
+def test_numbers_of_a_plan_must_fit(numbers, message):
+    data = splits.digits(starts=1, seed=0)
+    with pytest.raises(ValueError, match=message):
+        train(Plan(mlp(none()), data, [{"lr": 0.1}], seed=3, **numbers))
 
 
 def test_rows_of_a_start_do_not_overlap():

@@ -59,6 +59,79 @@ def test_a_part_that_was_cut_off_by_a_kill_is_measured_again(finished):
     assert main(["run", "--resume", "--out", str(finished)]) == 0
 
 
+@pytest.mark.parametrize("content", [b"", b'{"rows": [', b"[]", b"\xff", b"{}"])
+def test_a_part_that_was_damaged_is_measured_again(finished, content):
+    path, before = finished / "parts" / "spectrum" / "bn.json", steady(finished)
+    assert path.is_file()
+    path.write_bytes(content)
+    assert main(["run", "--resume", "--out", str(finished), "--jobs", "1"]) == 0
+    assert steady(finished) == before
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"smoke"', '"foo"'),
+        ('"seed": 0', '"seed": "0"'),
+        ('"data_dir": null', '"data_dir": 3'),
+        ('"spectrum"', "3"),
+        ('"preset"', '"presets"'),
+    ],
+)
+def test_options_that_were_changed_by_hand_are_refused(finished, capsys, old, new):
+    path = finished / "config.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    before = contents(finished)
+    assert main(["run", "--resume", "--out", str(finished)]) == 2
+    error = capsys.readouterr().err
+    assert "config.json' must hold the options" in error and error.count("\n") == 1
+    assert contents(finished) == before
+
+
+def test_data_that_cannot_be_read_leave_no_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, "--data-dir", str(tmp_path / "no"), names=("convergence",)) == 2
+    error = capsys.readouterr().err
+    assert "`--data-dir` must contain" in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    finished, capsys, monkeypatch, late
+):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    before = steady(finished)
+    if not late:  # the first thing to be written is then a part
+        (finished / "parts" / "spectrum" / "bn.json").unlink()
+    words = ["run", "--resume", "--out", str(finished), "--jobs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(store.files, "write_bytes", full)
+        assert main(words) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("error: `--out` must be a directory that can be")
+    assert "Traceback" not in "".join(errors)
+    assert main(words) == 0
+    assert steady(finished) == before
+
+
+@pytest.mark.parametrize("damage", ["a line", "timings"])
+def test_a_report_of_a_damaged_run_says_so(finished, capsys, damage):
+    path = finished / "runs.jsonl"
+    if damage == "a line":
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    else:
+        (finished / "timings.json").unlink()
+    assert main(["report", str(finished)]) == (4 if damage == "a line" else 2)
+    error = capsys.readouterr().err
+    assert ("lacks" if damage == "a line" else "timings.json") in error
+    assert error.count("\n") == 1
+    assert not (finished / "report.html").exists()
+
+
 def test_resume_with_another_seed_is_refused(finished, capsys):
     assert main(["run", "--resume", "--out", str(finished), "--seed", "7"]) == 2
     assert "`--seed` must stay 0" in capsys.readouterr().err

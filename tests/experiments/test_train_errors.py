@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from train_runs import TINY, contents, run_train
 
+from experiments import checkpoint, results
 from experiments.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -192,6 +193,30 @@ def test_broken_checksums_are_refused(content, finished, capsys):
     code = run_train("--resume", "--out", finished)
     assert_refused(code, capsys, "The checkpoint in", "is broken")
     assert contents(finished) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["checkpoint", "results"])
+def test_a_full_disk_is_refused_and_the_run_goes_on_later(
+    where, finished, tmp_path, monkeypatch, capsys
+):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    out, save = tmp_path / "full", checkpoint.save
+
+    def save_the_first(at, run, **options):
+        return save(at, run, **options) if run.step == 0 else full()
+
+    with monkeypatch.context() as patch:
+        if where == "checkpoint":
+            patch.setattr(checkpoint, "save", save_the_first)
+        else:
+            patch.setattr(results.curves, "draw", full)
+        assert run_train("--out", out, *TINY) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "can be written" in errors[-1] and "No space left" in errors[-1]
+    assert run_train("--resume", "--out", out) == 0
 
 
 def test_the_checkpoint_of_another_net_is_refused(finished, monkeypatch, capsys):

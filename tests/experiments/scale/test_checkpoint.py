@@ -90,7 +90,8 @@ def test_a_damaged_one_is_put_aside_and_the_one_before_used(damage, two, capsys)
 
 def test_reading_for_another_purpose_moves_nothing(two):
     flip(two / "checkpoints" / "6")
-    assert_trees_all_equal(checkpoint.read_newest(two, state_at(0)), state_at(4))
+    found = checkpoint.read_newest(two, state_at(0), fingerprint="f")
+    assert_trees_all_equal(found, state_at(4))
     assert (two / "checkpoints" / "6").is_dir()
 
 
@@ -101,6 +102,10 @@ def test_none_whole_none_there_and_another_run(two, tmp_path):
     other = state_at(0)._replace(params={"w": jnp.zeros(5)})
     with pytest.raises(UserError, match=r"must hold this run.*float32"):
         checkpoint.restore_newest(two, other, fingerprint="f")
+    with pytest.raises(UserError, match=r"must hold this run.*float32"):
+        checkpoint.read_newest(two, other, fingerprint="f")
+    with pytest.raises(UserError, match="must be of a run with the options"):
+        checkpoint.read_newest(two, state_at(0), fingerprint="other")
     for step in ("4", "6"):
         cut(two / "checkpoints" / step)
     with pytest.raises(UserError, match="must be whole, but none of 2 is"):

@@ -189,3 +189,19 @@ def test_results_never_go_into_a_directory_in_use(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="`--to` must be a new or an empty directory"):
         arrays.new_folder(tmp_path, option="--to")
+
+
+def test_results_go_where_files_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="`--to` must be a directory that can be writt"):
+        arrays.new_folder(tmp_path / "file" / "below", option="--to")
+    found = arrays.new_folder(tmp_path / "new" / "folder", option="--to")
+    assert found.is_dir() and not any(found.iterdir())
+
+
+def test_an_export_that_cannot_be_written_is_not_computed(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(arrays, "load_run", lambda *a, **k: (None, None, None))
+    begun = export.ExportConfig(to=tmp_path / "file" / "below" / "network")
+    with pytest.raises(UserError, match="`--to` must be a directory that can be writt"):
+        export.main(begun)

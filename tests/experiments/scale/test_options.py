@@ -39,6 +39,16 @@ def test_a_run_remembers_its_options(name, tmp_path):
     assert named(["--steps", "3"]) is None
 
 
+@pytest.mark.parametrize("words", [["--out", "{}"], ["--out={}"]])
+def test_a_run_in_a_directory_with_a_space_is_recognised(words, tmp_path):
+    out = tmp_path / "my dir" / "run --out x"
+    out.mkdir(parents=True)
+    (out / "config.json").write_text('{"config": "cifar10-resnet56"}')
+    words = [word.format(out) for word in words]
+    assert named([*words, "--resume"]) == "cifar10-resnet56"
+    assert named(words) is None
+
+
 def test_devices_and_habits_may_change_and_nothing_else(tmp_path):
     begun = parsed("--out", str(tmp_path))
     free = parsed("--parallel=shard_map", "--log-every=7", "--cpu-devices=4")
@@ -55,6 +65,7 @@ def test_devices_and_habits_may_change_and_nothing_else(tmp_path):
         (["--lr=nan"], "`--lr` must be positive and finite"),
         (["--momentum=1"], "`--momentum` must be below 1, got 1"),
         (["--profile=3"], "`--profile` must be START:COUNT"),
+        (["--steps=4", "--profile=4:1"], "`--profile` must start before the 4 steps"),
         (["--config=alexnet"], "`--config` must be one of digits, cifar10-resnet20"),
         (["--model-devices=2", "--parallel=pmap"], "`--model-devices` must be 1"),
     ],
