@@ -115,7 +115,8 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         norms = [k for k in tree if re.fullmatch(norm, k) and _has_scale(tree[k])]
         if norms and re.fullmatch(block, name):
             last = max(norms, key=_natural)
-            zero = jnp.zeros_like(tree[last]["scale"])
+            # A scale may be in a box, as `nn.Partitioned`, which stays around it.
+            zero = jax.tree.map(jnp.zeros_like, tree[last]["scale"])
             tree[last] = {**tree[last], "scale": zero}
             changed += 1
         return tree

@@ -75,6 +75,20 @@ def test_last_scale_of_each_block_starts_at_zero():
         optim.zero_last_scale(params, block="Nothing")
 
 
+def test_the_box_around_a_scale_stays():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            ones = nn.with_partitioning(nn.initializers.ones, ("model",))
+            return nn.BatchNorm(use_running_average=True, scale_init=ones)(x)
+
+    x = jnp.ones((1, 2))
+    params = {"Block_0": Block().init(jax.random.key(0), x)["params"]}
+    got = optim.zero_last_scale(params, block="Block_0")
+    assert jax.tree.structure(got) == jax.tree.structure(params)
+    np.testing.assert_array_equal(got["Block_0"]["BatchNorm_0"]["scale"].value, 0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_step_changes_nothing_and_a_good_one_everything(bad):
     tx = optax.adam(0.1)
