@@ -151,9 +151,11 @@ def keep_finite(
         ({'w': Array([1.], dtype=float32)}, Array(False, dtype=bool))
     """
     leaves = jax.tree.leaves(new if watch is None else watch)
-    bad = sum(jnp.sum(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
+    # Not a sum, which overflows from 2^31 bad values on.
+    bad = (jnp.any(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
+    here = functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool))
     members = group_of(axis_name, None)
-    (anywhere,) = sync.totals((jnp.asarray(bad > 0, jnp.int32),), members)
+    (anywhere,) = sync.totals((here.astype(jnp.int32),), members)
     finite = anywhere == 0
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
 

@@ -117,6 +117,22 @@ def test_a_bad_step_changes_nothing_and_a_good_one_everything(bad):
     jax.tree.map(np.testing.assert_array_equal, taken, new)
 
 
+def test_more_bad_values_than_an_int32_can_count():
+    @jax.jit
+    def step(v):
+        watch = [jnp.broadcast_to(v, (2**30,))] * 3
+        return optim.keep_finite(v, jnp.ones(()), watch=watch)
+
+    kept, finite = step(jnp.float32(np.nan))
+    assert not finite
+    assert kept == 1
+
+
+def test_nothing_to_watch_is_finite():
+    new, finite = optim.keep_finite(jnp.ones(()), jnp.zeros(()), watch=[jnp.int32(3)])
+    assert finite and new == 1
+
+
 def test_members_of_an_axis_decide_together():
     new, old = jnp.array([1.0, jnp.nan, 3.0]), jnp.zeros(3)
 
