@@ -176,6 +176,28 @@ def test_four_micro_batches_leave_the_running_state_of_one_batch(
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("state_type", "data_type"), [("bfloat16", "float32"), ("float32", "float64")]
+)
+def test_accumulation_is_carried_through_scan_in_its_types(state_type, data_type):
+    with jax.enable_x64(data_type == "float64"):
+        states = jaxbn.init_state(3, dtype=state_type)
+        x = jax.random.normal(jax.random.key(0), (4, 5, 3), data_type)
+
+        def step(carry, inputs):
+            i, x = inputs
+            return optim.accumulate(*carry, jaxbn.moments(x), ready=i == 3), None
+
+        start = (optim.init_accumulation(states), states)
+        (left, got), _ = jax.lax.scan(step, start, (jnp.arange(4), x))
+        assert [v.dtype for v in left] == [jnp.float32] * 3
+        want = np.asarray(x, np.float64).reshape(-1, 3)
+        exact = {"rtol": 1e-2 if state_type == "bfloat16" else 1e-5, "atol": 1e-6}
+        np.testing.assert_allclose(got.mean.astype(float), want.mean(0), **exact)
+        np.testing.assert_allclose(got.var.astype(float), want.var(0), **exact)
+        assert got.mean.dtype == jnp.dtype(state_type)
+
+
 def test_multi_steps_equals_one_step_on_the_ghost_batch():
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(1, 2, (4, 8, 3)), jnp.float32) for _ in range(2))
