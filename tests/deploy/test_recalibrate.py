@@ -220,6 +220,69 @@ def test_nnx_model_equals_one_pass_and_stays_as_it_was(training):
     assert type(net.norm) is nnx.BatchNorm and type(new.norm) is nnx.BatchNorm
 
 
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.dense(x))
+
+
+class NnxDeep(nnx.Module):
+    """Two blocks in `nnx.scan`; `axes` are those of its variables."""
+
+    def __init__(self, axes):
+        split = nnx.split_rngs(splits=2)
+        self.blocks = split(nnx.vmap(NnxBlock))(nnx.Rngs(0))
+        self.axes = axes
+
+    def __call__(self, x):
+        def step(block, x):
+            return block(x)
+
+        axes = (self.axes, nnx.Carry)
+        return nnx.scan(step, in_axes=axes, out_axes=nnx.Carry)(self.blocks, x)
+
+
+BOTH = nnx.StateAxes({(nnx.Param, nnx.BatchStat): 0, ...: None})
+
+
+@pytest.mark.parametrize("axes", [0, BOTH], ids=["plain", "by kind"])
+def test_nnx_layers_in_scan(axes):
+    x, _ = data(6)
+    net = NnxDeep(axes)
+    model = nnx_model(net)
+    (state,) = recalibrate(model.collect, model.states, [x], passes=2).values()
+    dense = net.blocks.dense
+    want = np.asarray(x @ dense.kernel[...][0] + dense.bias[...][0], np.float64)
+    np.testing.assert_allclose(state.mean[0], want.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(state.var[0], want.var(0), rtol=1e-5)
+    y = (want - want.mean(0)) / np.sqrt(want.var(0) + 1e-5)
+    want = y @ np.asarray(dense.kernel[...][1], np.float64)
+    np.testing.assert_allclose(state.mean[1], want.mean(0), atol=1e-5)
+    np.testing.assert_allclose(state.var[1], want.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nnx_layers_that_record_nothing_are_named(compiled):
+    x, _ = data(6)
+    model = nnx_model(NnxNet(nnx.Rngs(0)), call=lambda net, x: net.layers[0](x))
+    collect = jax.jit(model.collect) if compiled else model.collect
+    with pytest.raises(ValueError, match=r"`call` must call every.*\['norm'\]"):
+        collect(model.states, x)
+
+
+def test_nnx_scan_that_drops_the_statistics_is_refused():
+    x, _ = data(6)
+    net = NnxDeep(nnx.StateAxes({nnx.Param: 0, ...: None}))
+    norm = net.blocks.norm  # Both blocks read the same statistics.
+    norm.mean, norm.var = nnx.BatchStat(jnp.zeros(3)), nnx.BatchStat(jnp.ones(3))
+    model = nnx_model(net)
+    with pytest.raises(ValueError, match=r"`call` must call every.*'blocks/norm'"):
+        recalibrate(model.collect, model.states, [x])
+
+
 def test_messages_name_the_argument():
     state = jaxbn.init_state(3)
     with pytest.raises(ValueError, match="`passes` must be at least 1, got 0"):
