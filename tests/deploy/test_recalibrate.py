@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxbn
 import jaxbn.linen
+import jaxbn.nnx
 from jaxbn.deploy import linen_model, nnx_model, recalibrate
 
 
@@ -281,6 +282,25 @@ def test_nnx_scan_that_drops_the_statistics_is_refused():
     model = nnx_model(net)
     with pytest.raises(ValueError, match=r"`call` must call every.*'blocks/norm'"):
         recalibrate(model.collect, model.states, [x])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "bool"])
+@pytest.mark.parametrize("training", [True, False])
+def test_integers_are_recorded_as_the_layers_take_them(kind, training):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 255, (16, 3)) % 7, kind)
+    want = np.asarray(x, np.float64)
+    use = {"use_running_average": not training}
+    for layer in (nn.BatchNorm, jaxbn.linen.BatchNorm):
+        norm = layer(**use)
+        model = linen_model(norm, norm.init(jax.random.key(0), x))
+        (state,) = recalibrate(model.collect, model.states, [x]).values()
+        np.testing.assert_allclose(state.mean, want.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(state.var, want.var(0), rtol=1e-5)
+    for layer in (nnx.BatchNorm, jaxbn.nnx.BatchNorm):
+        model = nnx_model(layer(3, rngs=nnx.Rngs(0), **use))
+        (state,) = recalibrate(model.collect, model.states, [x]).values()
+        np.testing.assert_allclose(state.mean, want.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(state.var, want.var(0), rtol=1e-5)
 
 
 def test_messages_name_the_argument():
