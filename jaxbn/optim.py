@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxbn.backends.contract import statistics_type
 from jaxbn.core import sync
 from jaxbn.core.moments import group_of, merge
 from jaxbn.core.state import update
@@ -115,7 +116,8 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         norms = [k for k in tree if re.fullmatch(norm, k) and _has_scale(tree[k])]
         if norms and re.fullmatch(block, name):
             last = max(norms, key=_natural)
-            zero = jnp.zeros_like(tree[last]["scale"])
+            # A scale may be in a box, as `nn.Partitioned`, which stays around it.
+            zero = jax.tree.map(jnp.zeros_like, tree[last]["scale"])
             tree[last] = {**tree[last], "scale": zero}
             changed += 1
         return tree
@@ -150,9 +152,11 @@ def keep_finite(
         ({'w': Array([1.], dtype=float32)}, Array(False, dtype=bool))
     """
     leaves = jax.tree.leaves(new if watch is None else watch)
-    bad = sum(jnp.sum(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
+    # Not a sum, which overflows from 2^31 bad values on.
+    bad = (jnp.any(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
+    here = functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool))
     members = group_of(axis_name, None)
-    (anywhere,) = sync.totals((jnp.asarray(bad > 0, jnp.int32),), members)
+    (anywhere,) = sync.totals((here.astype(jnp.int32),), members)
     finite = anywhere == 0
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
 
@@ -164,7 +168,8 @@ def init_accumulation(states: Any) -> Any:
         states: a BatchNormState, or any tree of them.
 
     Returns:
-        The tree with Moments in place of the states.
+        The tree with Moments in place of the states, in float32, or float64 for
+        float64 states.
 
     Example:
         >>> jaxbn.optim.init_accumulation(jaxbn.init_state(2)).count
@@ -172,8 +177,10 @@ def init_accumulation(states: Any) -> Any:
     """
 
     def nothing(state: BatchNormState) -> Moments:
-        zero = jnp.zeros_like(state.var)
-        return Moments(zero, jnp.zeros_like(state.mean), zero)
+        var, mean = (
+            jnp.zeros_like(v, statistics_type(v)) for v in (state.var, state.mean)
+        )
+        return Moments(var, mean, var)
 
     return jax.tree.map(nothing, states, is_leaf=_is_state)
 
@@ -204,7 +211,8 @@ def accumulate(
         options: `debias`, `unbiased` and `skip_nonfinite` of `jaxbn.update`.
 
     Returns:
-        The accumulated moments, of no values if `ready`, and the states.
+        The accumulated moments, of no values if `ready`, and the states, each in the
+        types they came in, so that both may be carried through `lax.scan`.
 
     Example:
         >>> state = jaxbn.init_state(1)
@@ -216,14 +224,20 @@ def accumulate(
         (Array([1.5], dtype=float32), Array([1.25], dtype=float32))
     """
     add = functools.partial(jax.tree.map, is_leaf=lambda m: isinstance(m, Moments))
-    total = add(merge, accumulated, moments)
+    # What is accumulated may be narrower or wider than the moments.
+    with jax.numpy_dtype_promotion("standard"):
+        total = add(merge, accumulated, moments)
 
     def one(state: BatchNormState, moments: Moments) -> BatchNormState:
         new = update(state, moments, momentum=momentum, **options)
         return jax.tree.map(lambda a, b: jnp.where(ready, a, b), new, state)
 
     states = jax.tree.map(one, states, total, is_leaf=_is_state)
-    left = jax.tree.map(lambda v: jnp.where(ready, jnp.zeros_like(v), v), total)
+    left = jax.tree.map(
+        lambda old, v: jnp.where(ready, 0, v).astype(jnp.asarray(old).dtype),
+        accumulated,
+        total,
+    )
     return left, states
 
 

@@ -75,6 +75,20 @@ def test_last_scale_of_each_block_starts_at_zero():
         optim.zero_last_scale(params, block="Nothing")
 
 
+def test_the_box_around_a_scale_stays():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            ones = nn.with_partitioning(nn.initializers.ones, ("model",))
+            return nn.BatchNorm(use_running_average=True, scale_init=ones)(x)
+
+    x = jnp.ones((1, 2))
+    params = {"Block_0": Block().init(jax.random.key(0), x)["params"]}
+    got = optim.zero_last_scale(params, block="Block_0")
+    assert jax.tree.structure(got) == jax.tree.structure(params)
+    np.testing.assert_array_equal(got["Block_0"]["BatchNorm_0"]["scale"].value, 0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_step_changes_nothing_and_a_good_one_everything(bad):
     tx = optax.adam(0.1)
@@ -101,6 +115,22 @@ def test_a_bad_step_changes_nothing_and_a_good_one_everything(bad):
     (taken, finite), new = step(old, x)
     assert finite
     jax.tree.map(np.testing.assert_array_equal, taken, new)
+
+
+def test_more_bad_values_than_an_int32_can_count():
+    @jax.jit
+    def step(v):
+        watch = [jnp.broadcast_to(v, (2**30,))] * 3
+        return optim.keep_finite(v, jnp.ones(()), watch=watch)
+
+    kept, finite = step(jnp.float32(np.nan))
+    assert not finite
+    assert kept == 1
+
+
+def test_nothing_to_watch_is_finite():
+    new, finite = optim.keep_finite(jnp.ones(()), jnp.zeros(()), watch=[jnp.int32(3)])
+    assert finite and new == 1
 
 
 def test_members_of_an_axis_decide_together():
@@ -144,6 +174,28 @@ def test_four_micro_batches_leave_the_running_state_of_one_batch(
             )
     for got, want in zip(states["a"], whole["a"], strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("state_type", "data_type"), [("bfloat16", "float32"), ("float32", "float64")]
+)
+def test_accumulation_is_carried_through_scan_in_its_types(state_type, data_type):
+    with jax.enable_x64(data_type == "float64"):
+        states = jaxbn.init_state(3, dtype=state_type)
+        x = jax.random.normal(jax.random.key(0), (4, 5, 3), data_type)
+
+        def step(carry, inputs):
+            i, x = inputs
+            return optim.accumulate(*carry, jaxbn.moments(x), ready=i == 3), None
+
+        start = (optim.init_accumulation(states), states)
+        (left, got), _ = jax.lax.scan(step, start, (jnp.arange(4), x))
+        assert [v.dtype for v in left] == [jnp.float32] * 3
+        want = np.asarray(x, np.float64).reshape(-1, 3)
+        exact = {"rtol": 1e-2 if state_type == "bfloat16" else 1e-5, "atol": 1e-6}
+        np.testing.assert_allclose(got.mean.astype(float), want.mean(0), **exact)
+        np.testing.assert_allclose(got.var.astype(float), want.var(0), **exact)
+        assert got.mean.dtype == jnp.dtype(state_type)
 
 
 def test_multi_steps_equals_one_step_on_the_ghost_batch():

@@ -1,6 +1,6 @@
 """Which batch normalization of a model goes into which layer, by the calls it makes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +13,10 @@ from jaxbn.deploy.freeze import freeze
 
 Order = Literal["after", "before"]
 Arrays = dict[str, Any]
+UNSEEN = (
+    "no call of it as a plain batch normalization was seen (inside `nn.jit` one is seen "
+    "only if the model did not run before, or after `jax.clear_caches()`)"
+)
 STACKED = "has stacked variables, from a lifted transformation"
 
 _compiled_fold = jax.jit(
@@ -75,6 +79,7 @@ def fold_all(
     calls: list[Call],
     values: Any,
     *,
+    norms: Iterable[str],
     outputs: Callable[[Any], Any],
     fold_one: Callable[[Any, Call, Call, Order], Any],
     tolerance: float,
@@ -84,6 +89,7 @@ def fold_all(
     Args:
         calls: in order.
         values: the variables of the model.
+        norms: the paths of all batch normalizations, called or not.
         outputs: those of the model, for variables.
         fold_one: (variables, norm, layer, order) -> variables.
         tolerance: largest accepted `FoldReport.error`.
@@ -108,6 +114,8 @@ def fold_all(
             continue
         values, error = changed, difference
         folded[norm.path] = Fold(layer.path, order)
+    called = {c.path for c in calls}
+    kept.update((path, UNSEEN) for path in norms if path not in called)
     return values, FoldReport(folded, kept, error)
 
 
@@ -175,6 +183,11 @@ def _obstacle(layer: Call, order: Order, calls: list[Call], taken) -> str | None
     if layer.pads:
         return "pads with zeros, which the batch normalization before it would move"
     return None if layer.has_bias else "has no bias to take the shift"
+
+
+def first_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The input of a call, by position or a name that Flax gives it, or None."""
+    return args[0] if args else kwargs.get("x", kwargs.get("inputs"))
 
 
 def pads(padding: Any) -> bool:

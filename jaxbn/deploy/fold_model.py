@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxbn.deploy.fold_calls import Call, FoldReport, Order, fold_all, fold_arrays
-from jaxbn.deploy.linen_calls import calls_of
+from jaxbn.deploy.linen_calls import calls_of, norms_of
 from jaxbn.deploy.model import run
 
 
@@ -59,6 +59,7 @@ def fold_linen(
     return fold_all(
         calls,
         dict(variables),
+        norms=norms_of(variables),
         outputs=outputs,
         fold_one=_folded,
         tolerance=tolerance,

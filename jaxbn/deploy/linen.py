@@ -5,7 +5,7 @@ whether they come from `jaxbn.linen` or from Flax, and also in lifted transforma
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def linen_model(
         >>> model.replace(states)["batch_stats"]["mean"]
         Array([2.], dtype=float32)
     """
-    states = dict(_read(variables.get("batch_stats", {}), ()))
+    states = dict(read(variables.get("batch_stats", {}), ()))
     require_some(states, "`variables`")
 
     def collect(states, batch):
@@ -112,14 +112,14 @@ def _record(next_call, args, kwargs, context):
     return next_call(*args, **kwargs)
 
 
-def _read(tree: Any, path: tuple[str, ...]):
-    """The pairs of path and statistics in a nested dictionary."""
+def read(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, BatchNormState]]:
+    """Yields the pairs of path and statistics in a nested dictionary."""
     if isinstance(tree, Mapping) and "mean" in tree and "var" in tree:
         mean, var = jnp.asarray(tree["mean"]), jnp.asarray(tree["var"])
         yield "/".join(path), BatchNormState(mean, var, count_of(tree, var))
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _read(value, (*path, key))
+            yield from read(value, (*path, key))
 
 
 def _recorded(tree: Any, path: tuple[str, ...]):

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbn.deploy.fold_calls import STACKED, Call, pads
-from jaxbn.deploy.linen import intercept, kind_of
+from jaxbn.deploy.fold_calls import STACKED, Call, first_of, pads
+from jaxbn.deploy.linen import intercept, kind_of, read
 
 
 def calls_of(module, variables, example, call) -> list[Call]:
-    """The calls in order, without computing anything."""
+    """The calls in order, computing at most what changes the statistics."""
     calls: list[Call] = []
     running: set[tuple[str, ...]] = set()
 
@@ -24,25 +24,39 @@ def calls_of(module, variables, example, call) -> list[Call]:
         running.add(path)
         y = next_call(*args, **kwargs)
         running.remove(path)
-        if args:
+        if (x := first_of(args, kwargs)) is not None:
             extra = kwargs.get("residual") is not None
-            calls.append(_described(module, kind, args[0], y, variables, extra=extra))
+            calls.append(_described(module, kind, x, y, variables, extra=extra))
         return y
 
-    def trace(used, example):
-        with intercept(listen):
-            _, changed = module.apply(
-                used, example, method=call, mutable=["batch_stats"]
-            )
-        _check_evaluation(used, changed)
+    def statistics(used, example):
+        _, changed = module.apply(used, example, method=call, mutable=["batch_stats"])
+        return changed.get("batch_stats", {})
 
-    jax.eval_shape(trace, dict(variables), example)
+    def is_untouched(used, example):
+        with intercept(listen):
+            new = statistics(used, example)
+        pairs = _pairs(used.get("batch_stats", {}), new)
+        untouched.append(all(a is b for a, b in pairs))
+
+    untouched: list[bool] = []
+    jax.eval_shape(is_untouched, dict(variables), example)
+    # Lifted transformations return new arrays, whether or not the values are.
+    if not untouched[-1]:
+        new = jax.jit(statistics)(dict(variables), example)
+        _check_evaluation(variables.get("batch_stats", {}), new)
     return calls
+
+
+def norms_of(variables: Mapping[str, Any]) -> list[str]:
+    """The paths of everything that has a running mean and variance."""
+    return list(dict(read(variables.get("batch_stats", {}), ())))
 
 
 def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:
     path = module.scope.path
     own = _at(variables.get("params", {}), path)
+    statistics = _at(variables.get("batch_stats", {}), path)
     return Call(
         path="/".join(path),
         kind=kind,
@@ -54,7 +68,7 @@ def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:
         pads=kind == "conv" and pads(module.padding),
         has_bias="bias" in own,
         linear=getattr(module, "activation", None) is None and not extra,
-        obstacle=_obstacle(module, kind, x, own, _at(variables["batch_stats"], path)),
+        obstacle=_obstacle(module, kind, x, own, statistics),
     )
 
 
@@ -74,11 +88,13 @@ def _at(tree: Mapping[str, Any], path) -> Mapping[str, Any]:
     return tree
 
 
-def _check_evaluation(used, changed) -> None:
-    old, new = used.get("batch_stats", {}), changed.get("batch_stats", {})
-    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        if a is not b:
-            raise ValueError(
-                "`call` must run the model at evaluation, got a change of "
-                "`batch_stats`. Pass a `call` with `use_running_average=True`."
-            )
+def _pairs(old, new):
+    return zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+
+
+def _check_evaluation(old, new) -> None:
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in _pairs(old, new)):
+        raise ValueError(
+            "`call` must run the model at evaluation, got a change of "
+            "`batch_stats`. Pass a `call` with `use_running_average=True`."
+        )

@@ -41,6 +41,9 @@ def is_norm(module: Any) -> bool:
 
 def moments_of_call(module: Any, x: Array, *_, mask=None, where=None, **__) -> Moments:
     """The moments of `x`, given the arguments of a call of such a layer."""
+    x = jnp.asarray(x)
+    # The layers take integers; their statistics are float32 then.
+    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
     where = mask if where is None else where
     where = None if where is None else jnp.asarray(where).astype(bool)
     first = moments(x, axis=module.axis, where=where)

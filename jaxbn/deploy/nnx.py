@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxbn.core.moments import merge
-from jaxbn.core.types import BatchNormState
+from jaxbn.core.types import BatchNormState, Moments
 from jaxbn.deploy.model import (
     Model,
     count_of,
@@ -27,7 +27,9 @@ def nnx_model(model: Any, *, call: Callable[[Any, Any], Any] = run) -> Model:
             or running statistics is decided here. Default: `model(batch)`.
 
     Returns:
-        A Model; its `replace` returns a new nnx module.
+        A Model; its `replace` returns a new nnx module, and its `collect` raises
+        ValueError if a layer is not called, or in a transformation, as `nnx.scan`, that
+        drops changes of its `nnx.BatchStat` variables.
 
     Raises:
         ValueError: if `model` contains no batch normalization.
@@ -55,11 +57,15 @@ def nnx_model(model: Any, *, call: Callable[[Any, Any], Any] = run) -> Model:
     def collect(states, batch):
         copy = fresh(states)
         layers: dict[str, Any] = norms(copy)
+        empty = {path: no_values(states[path]) for path in layers}
         for path, norm in layers.items():
             norm.__class__ = _recording(type(norm))
-            norm.recorded = nnx.Variable(no_values(states[path]))
+            # Transformations treat it as the statistics, whose axes are the same.
+            norm.recorded = nnx.BatchStat(empty[path])
         call(copy, batch)
-        return {path: norm.recorded.get_value() for path, norm in layers.items()}
+        seen = {path: norm.recorded.get_value() for path, norm in layers.items()}
+        _require_all(empty, seen)
+        return seen
 
     states = {path: _read_nnx(norm) for path, norm in norms(model).items()}
     require_some(states, "`model`")
@@ -76,6 +82,16 @@ def _recording(kind: type) -> type:
         return kind.__call__(self, x, *args, **kwargs)
 
     return type(kind.__name__, (kind,), {"__call__": __call__})
+
+
+def _require_all(empty: dict[str, Moments], seen: dict[str, Moments]) -> None:
+    """Values may be traced, but what nobody wrote is still the same object."""
+    if missing := [p for p, old in empty.items() if seen[p].count is old.count]:
+        raise ValueError(
+            f"`call` must call every batch normalization, got no call of {missing}. "
+            "Run the whole model, or hand over the part. In `nnx.scan`, `nnx.vmap` and "
+            "the like, give `nnx.BatchStat` an axis or carry it."
+        )
 
 
 def _read_nnx(norm) -> BatchNormState:

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxbn.core import checks
-from jaxbn.deploy.fold_calls import STACKED, Call, pads
+from jaxbn.deploy.fold_calls import STACKED, Call, first_of, pads
 from jaxbn.deploy.model import is_norm
 
 
@@ -87,10 +87,11 @@ def _child(parent: Any, key: str) -> Any:
 def _listening(kind: type, calls: list[Call]) -> type:
     """A subclass that also writes down its calls."""
 
-    def __call__(self, x, *args, **kwargs):  # noqa: N807
-        y = kind.__call__(self, x, *args, **kwargs)
-        name, extra = _kind_of_base(kind), kwargs.get("residual") is not None
-        calls.append(_described(self, name, x, y, extra=extra))
+    def __call__(self, *args, **kwargs):  # noqa: N807
+        y = kind.__call__(self, *args, **kwargs)
+        if (x := first_of(args, kwargs)) is not None:
+            name, extra = _kind_of_base(kind), kwargs.get("residual") is not None
+            calls.append(_described(self, name, x, y, extra=extra))
         return y
 
     return type(kind.__name__, (kind,), {"__call__": __call__})

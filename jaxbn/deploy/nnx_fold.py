@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn.deploy.fold_calls import Call, FoldReport, Order, fold_all, fold_arrays
-from jaxbn.deploy.model import run
+from jaxbn.deploy.model import is_norm, run
 from jaxbn.deploy.nnx_calls import calls_of, layers_of, replace, rest_of
 
 _NAMES = ("mean", "var", "scale", "bias", "kernel")
@@ -71,6 +71,7 @@ def fold_nnx(
     values, report = fold_all(
         calls,
         _read(copy),
+        norms=[path for path, layer in layers_of(model).items() if is_norm(layer)],
         outputs=functools.partial(outputs, state),
         fold_one=_folded,
         tolerance=tolerance,

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxbn.core.types import BatchNormState
 from jaxbn.variants.timestep import (
@@ -44,7 +45,12 @@ class LstmStates(NamedTuple):
 
 
 def init_lstm(
-    key: Array, *, inputs: int, hidden: int, max_steps: int
+    key: Array,
+    *,
+    inputs: int,
+    hidden: int,
+    max_steps: int,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[LstmParams, LstmStates]:
     """Orthogonal weights, zero biases, scales of 0.1.
 
@@ -52,6 +58,7 @@ def init_lstm(
         key: a random key.
         inputs, hidden: sizes I and H.
         max_steps: how many steps have statistics of their own.
+        dtype: type of the weights; the statistics are float32.
 
     Example:
         >>> key = jax.random.key(0)
@@ -59,17 +66,18 @@ def init_lstm(
         >>> params.inputs.shape, states.cell.mean.shape
         ((3, 16), (5, 4))
     """
-    orthogonal = jax.nn.initializers.orthogonal()
+    wide = jnp.promote_types(dtype, jnp.float32)
+    orthogonal = jax.nn.initializers.orthogonal(dtype=wide)
     first, second = jax.random.split(key)
     gates = 4 * hidden
     params = LstmParams(
-        orthogonal(first, (hidden, gates)),
-        orthogonal(second, (inputs, gates)),
-        jnp.zeros(gates),
-        jnp.full(gates, SCALE),
-        jnp.full(gates, SCALE),
-        jnp.full(hidden, SCALE),
-        jnp.zeros(hidden),
+        orthogonal(first, (hidden, gates)).astype(dtype),
+        orthogonal(second, (inputs, gates)).astype(dtype),
+        jnp.zeros(gates, dtype),
+        jnp.full(gates, SCALE, dtype),
+        jnp.full(gates, SCALE, dtype),
+        jnp.full(hidden, SCALE, dtype),
+        jnp.zeros(hidden, dtype),
     )
     sizes = (gates, gates, hidden)
     return params, LstmStates(*(init_timestep_state(max_steps, n) for n in sizes))
@@ -99,7 +107,9 @@ def lstm(
             `jaxbn.batch_norm_inference` otherwise.
 
     Returns:
-        The outputs h, shape (batch, steps, H), and the states.
+        The outputs h, shape (batch, steps, H), and the states. The type of h and of
+        all arithmetic outside the normalizations is that of `x` and `params` together:
+        float32 for bfloat16 `x` and float32 weights.
 
     Reference:
         Cooijmans et al., Recurrent batch normalization, 2016.
@@ -112,6 +122,8 @@ def lstm(
         >>> lstm(params, states, jnp.ones((5, 4, 2)), training=True)[0].shape
         (5, 4, 3)
     """
+    dtype = jnp.result_type(x, *params)
+    x, params = x.astype(dtype), LstmParams(*(p.astype(dtype) for p in params))
     batch, steps, _ = x.shape
     lengths = jnp.full(batch, steps) if lengths is None else lengths
 
@@ -140,7 +152,7 @@ def lstm(
         return (h, c, LstmStates(hidden, entry, cell)), h
 
     # Zeros that vary over the mesh as `x` does.
-    zero = jnp.zeros((batch, params.cell_bias.shape[0]), x.dtype) + 0 * x[:, 0, :1]
+    zero = jnp.zeros((batch, params.cell_bias.shape[0]), dtype) + 0 * x[:, 0, :1]
     carry, outputs = lax.scan(
         step, (zero, zero, states), (jnp.arange(steps), jnp.moveaxis(x, 1, 0))
     )

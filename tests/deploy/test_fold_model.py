@@ -1,5 +1,7 @@
 """Folding a model keeps its outputs and tells what it could not fold."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -97,6 +99,58 @@ def test_shared_and_stacked_layers_are_kept():
     assert report.kept["BatchNorm_0"] == "it is called more than once"
     assert not report.folded
     jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
+class Lifted(nn.Module):
+    """A block of the model, in a lifted transformation."""
+
+    lift: Any
+    use_running_average: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        norm = jaxbn.linen.BatchNorm(use_running_average=self.use_running_average)
+        return nn.Dense(2)(self.lift(nn.Sequential)([nn.Dense(3), norm])(x))
+
+
+@pytest.mark.parametrize("lift", [nn.remat, nn.jit])
+def test_lifted_transformations_at_evaluation(lift):
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    variables = Lifted(lift).init(jax.random.key(0), x)
+    variables = randomized(variables)
+    want = Lifted(lift).apply(variables, x)
+    folded, report = fold_linen(Lifted(lift), variables, x)
+    assert [f.order for f in report.folded.values()] == ["after"]
+    assert not report.kept
+    np.testing.assert_allclose(Lifted(lift).apply(folded, x), want, atol=1e-5)
+    with pytest.raises(ValueError, match="`call` must run the model at evaluation"):
+        fold_linen(Lifted(lift, use_running_average=False), variables, x)
+
+
+def test_a_model_without_batch_normalization_stays():
+    x = jnp.ones((2, 3))
+    variables = nn.Dense(3).init(jax.random.key(0), x)
+    same, report = fold_linen(nn.Dense(3), variables, x)
+    assert report == ({}, {}, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
+def test_named_arguments_and_layers_that_are_not_called():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = nn.Dense(3)(inputs=x)
+            return jaxbn.linen.BatchNorm(use_running_average=True)(x=y)
+
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    variables = randomized(Named().init(jax.random.key(0), x))
+    unused = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    variables["batch_stats"]["unused"] = unused
+    folded, report = fold_linen(Named(), variables, x)
+    assert report.folded == {"BatchNorm_0": ("Dense_0", "after")}
+    assert list(report.kept) == ["unused"]
+    want = Named().apply(variables, x)
+    np.testing.assert_allclose(Named().apply(folded, x), want, atol=1e-5)
 
 
 def test_training_mode_is_refused():

@@ -112,6 +112,25 @@ def test_shared_layers_are_kept():
     assert report.kept == {"norm": "it is called more than once"}
 
 
+def test_named_arguments_and_layers_that_are_not_called():
+    class Named(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(3, 3, rngs=rngs)
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+            self.unused = nnx.BatchNorm(3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(x=self.dense(inputs=x))
+
+    net = randomized(Named(nnx.Rngs(0)))
+    net.eval()
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    folded, report = fold_nnx(net, x)
+    assert report.folded == {"norm": ("dense", "after")}
+    assert list(report.kept) == ["unused"]
+    np.testing.assert_allclose(folded(x), net(x), atol=1e-5)
+
+
 def test_recalibrated_then_folded():
     rngs = nnx.Rngs(0)
     net = nnx.Sequential(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxbn
 import jaxbn.linen
+import jaxbn.nnx
 from jaxbn.deploy import linen_model, nnx_model, recalibrate
 
 
@@ -218,6 +219,88 @@ def test_nnx_model_equals_one_pass_and_stays_as_it_was(training):
     np.testing.assert_allclose(new.norm.var[...], want.var(0), rtol=3e-6)
     np.testing.assert_array_equal(net.norm.mean[...], np.zeros(4))
     assert type(net.norm) is nnx.BatchNorm and type(new.norm) is nnx.BatchNorm
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.dense(x))
+
+
+class NnxDeep(nnx.Module):
+    """Two blocks in `nnx.scan`; `axes` are those of its variables."""
+
+    def __init__(self, axes):
+        split = nnx.split_rngs(splits=2)
+        self.blocks = split(nnx.vmap(NnxBlock))(nnx.Rngs(0))
+        self.axes = axes
+
+    def __call__(self, x):
+        def step(block, x):
+            return block(x)
+
+        axes = (self.axes, nnx.Carry)
+        return nnx.scan(step, in_axes=axes, out_axes=nnx.Carry)(self.blocks, x)
+
+
+BOTH = nnx.StateAxes({(nnx.Param, nnx.BatchStat): 0, ...: None})
+
+
+@pytest.mark.parametrize("axes", [0, BOTH], ids=["plain", "by kind"])
+def test_nnx_layers_in_scan(axes):
+    x, _ = data(6)
+    net = NnxDeep(axes)
+    model = nnx_model(net)
+    (state,) = recalibrate(model.collect, model.states, [x], passes=2).values()
+    dense = net.blocks.dense
+    want = np.asarray(x @ dense.kernel[...][0] + dense.bias[...][0], np.float64)
+    np.testing.assert_allclose(state.mean[0], want.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(state.var[0], want.var(0), rtol=1e-5)
+    y = (want - want.mean(0)) / np.sqrt(want.var(0) + 1e-5)
+    want = y @ np.asarray(dense.kernel[...][1], np.float64)
+    np.testing.assert_allclose(state.mean[1], want.mean(0), atol=1e-5)
+    np.testing.assert_allclose(state.var[1], want.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nnx_layers_that_record_nothing_are_named(compiled):
+    x, _ = data(6)
+    model = nnx_model(NnxNet(nnx.Rngs(0)), call=lambda net, x: net.layers[0](x))
+    collect = jax.jit(model.collect) if compiled else model.collect
+    with pytest.raises(ValueError, match=r"`call` must call every.*\['norm'\]"):
+        collect(model.states, x)
+
+
+def test_nnx_scan_that_drops_the_statistics_is_refused():
+    x, _ = data(6)
+    net = NnxDeep(nnx.StateAxes({nnx.Param: 0, ...: None}))
+    norm = net.blocks.norm  # Both blocks read the same statistics.
+    norm.mean, norm.var = nnx.BatchStat(jnp.zeros(3)), nnx.BatchStat(jnp.ones(3))
+    model = nnx_model(net)
+    with pytest.raises(ValueError, match=r"`call` must call every.*'blocks/norm'"):
+        recalibrate(model.collect, model.states, [x])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "bool"])
+@pytest.mark.parametrize("training", [True, False])
+def test_integers_are_recorded_as_the_layers_take_them(kind, training):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 255, (16, 3)) % 7, kind)
+    want = np.asarray(x, np.float64)
+    use = {"use_running_average": not training}
+    for layer in (nn.BatchNorm, jaxbn.linen.BatchNorm):
+        norm = layer(**use)
+        model = linen_model(norm, norm.init(jax.random.key(0), x))
+        (state,) = recalibrate(model.collect, model.states, [x]).values()
+        np.testing.assert_allclose(state.mean, want.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(state.var, want.var(0), rtol=1e-5)
+    for layer in (nnx.BatchNorm, jaxbn.nnx.BatchNorm):
+        model = nnx_model(layer(3, rngs=nnx.Rngs(0), **use))
+        (state,) = recalibrate(model.collect, model.states, [x]).values()
+        np.testing.assert_allclose(state.mean, want.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(state.var, want.var(0), rtol=1e-5)
 
 
 def test_messages_name_the_argument():

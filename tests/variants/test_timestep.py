@@ -89,6 +89,31 @@ def test_lstm_equals_float64_numpy():
     np.testing.assert_allclose(got, want, atol=3e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_lstm_computes_in_the_type_of_inputs_and_weights_together(training):
+    params, states, x = net()
+    want, _ = lstm(params, states, x, training=training)
+    low = x.astype(jnp.bfloat16)
+    got, new = lstm(params, states, low, training=training)
+    assert got.dtype == new.cell.mean.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=0.03)
+    narrow, low_states = init_lstm(
+        jax.random.key(0), inputs=3, hidden=4, max_steps=5, dtype="bfloat16"
+    )
+    got, _ = lstm(narrow, low_states, low, training=training)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(float), want, atol=0.05)
+
+
+def test_lstm_under_x64_stays_float32_unless_asked():
+    with jax.enable_x64(True):
+        params, states, x = net()
+        assert {p.dtype for p in params} == {jnp.dtype("float32")}
+        assert lstm(params, states, x, training=True)[0].dtype == jnp.float32
+        wide = lstm(params, states, x.astype("float64"), training=True)[0]
+        assert wide.dtype == jnp.float64
+
+
 def test_lstm_ignores_what_is_beyond_the_lengths():
     params, states, x = net()
     lengths = jnp.asarray(data(5)[1])
