@@ -182,6 +182,24 @@ def test_rounding_of_narrow_types_is_no_obstacle(dtype):
     assert any(f"likely rounding to {dtype}" in why for why in report.kept.values())
 
 
+def test_boxes_stay_around_the_variables():
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = nn.with_partitioning(nn.initializers.normal(), (None, "model"))
+            ones = nn.with_partitioning(nn.initializers.ones, ("model",))
+            x = nn.Dense(3, kernel_init=kernel)(x)
+            return nn.BatchNorm(use_running_average=True, scale_init=ones)(x)
+
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    variables = randomized(Boxed().init(jax.random.key(0), x))
+    folded, report = fold_linen(Boxed(), variables, x)
+    assert report.folded == {"BatchNorm_0": ("Dense_0", "after")}
+    assert jax.tree.structure(folded) == jax.tree.structure(variables)
+    want = Boxed().apply(variables, x)
+    np.testing.assert_allclose(Boxed().apply(folded, x), want, atol=1e-5)
+
+
 def test_training_mode_is_refused():
     net = nn.BatchNorm(use_running_average=False)
     x = jnp.ones((2, 3))
