@@ -71,16 +71,21 @@ def fold(
     center, slope, offset = (v.astype(wide) for v in frozen)
     if order == "after":
         old = jnp.zeros(outputs, wide) if bias is None else bias.astype(wide)
-        weights = weights * slope
+        weights = weights * _last(slope, weights)
         new = slope * (old - center) + offset
     else:
         shift = _per_weight(offset - slope * center, groups, outputs)
-        new = (weights * shift).sum(tuple(range(weights.ndim - 1)))
+        new = (weights * _last(shift, weights)).sum(tuple(range(weights.ndim - 1)))
         new = new if bias is None else new + bias.astype(wide)
-        weights = weights * _per_weight(slope, groups, outputs)
+        weights = weights * _last(_per_weight(slope, groups, outputs), weights)
     weights = jnp.moveaxis(weights, (-2, -1), (input_axis, axis))
     kind = wide if bias is None else bias.dtype
     return weights.astype(kernel.dtype), new.astype(kind)
+
+
+def _last(values: Array, weights: Array) -> Array:
+    """Along the last axes of `weights`, also where JAX promotes no ranks."""
+    return values.reshape((1,) * (weights.ndim - values.ndim) + values.shape)
 
 
 def _per_weight(vector: Array, groups: int, outputs: int) -> Array:

@@ -14,8 +14,8 @@ from jaxbn.deploy.freeze import freeze
 Order = Literal["after", "before"]
 Arrays = dict[str, Any]
 UNSEEN = (
-    "no call of it as a plain batch normalization was seen (inside `nn.jit` one is seen "
-    "only if the model did not run before, or after `jax.clear_caches()`)"
+    "no call of it as a plain batch normalization was seen (inside `nn.jit` one is "
+    "seen only if the model did not run before, or after `jax.clear_caches()`)"
 )
 STACKED = "has stacked variables, from a lifted transformation"
 
@@ -82,7 +82,7 @@ def fold_all(
     norms: Iterable[str],
     outputs: Callable[[Any], Any],
     fold_one: Callable[[Any, Call, Call, Order], Any],
-    tolerance: float,
+    tolerance: float | None,
 ) -> tuple[Any, FoldReport]:
     """Folds one after the other and undoes what changes the outputs.
 
@@ -92,9 +92,14 @@ def fold_all(
         norms: the paths of all batch normalizations, called or not.
         outputs: those of the model, for variables.
         fold_one: (variables, norm, layer, order) -> variables.
-        tolerance: largest accepted `FoldReport.error`.
+        tolerance: largest accepted `FoldReport.error`; None for one that fits the
+            coarsest type in the model.
     """
-    want = _vector(outputs(values))
+    first = outputs(values)
+    coarse = _coarsest([c.output for c in calls] + jax.tree.leaves(first))
+    if tolerance is None:
+        tolerance = max(1e-4, 4 * float(coarse.eps))
+    want = _vector(first)
     size = max(1.0, float(np.abs(want).max(initial=0)))
     folded, kept, error = {}, {}, 0.0
     for norm in (c for c in calls if c.kind == "norm"):
@@ -107,9 +112,15 @@ def fold_all(
         got = _vector(outputs(changed))
         difference = float(np.abs(got - want).max(initial=0)) / size
         if not difference <= tolerance:
+            # Rounding adds up over layers, to more than one step.
+            why = (
+                f"likely rounding to {coarse.dtype}, pass a larger `tolerance`"
+                if difference <= 8 * coarse.eps
+                else "likely a value between the two is used elsewhere"
+            )
             kept[norm.path] = (
-                f"folding into {layer.path} changes the output by {difference:.1e}: "
-                "a value between the two is used elsewhere"
+                f"folding into {layer.path} changes the output by {difference:.1e}, "
+                f"more than {tolerance:.1e}: {why}"
             )
             continue
         values, error = changed, difference
@@ -195,6 +206,13 @@ def pads(padding: Any) -> bool:
     if isinstance(padding, str):
         return padding.upper() not in ("VALID", "CIRCULAR")
     return bool(np.any(np.asarray(padding) != 0))
+
+
+def _coarsest(arrays: Iterable[Any]) -> Any:
+    """The `jnp.finfo` of the type with the fewest digits."""
+    kinds = {jnp.result_type(a) for a in arrays}
+    floats = [jnp.finfo(k) for k in kinds if jnp.issubdtype(k, jnp.inexact)]
+    return max(floats, key=lambda f: f.eps, default=jnp.finfo(jnp.float32))
 
 
 def _vector(outputs: Any) -> np.ndarray:

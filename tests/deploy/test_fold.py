@@ -86,6 +86,16 @@ def test_before_is_below_1e_5_without_padding(kind, with_bias):
     assert np.abs(layer(x, *new, **options) - want).max() < 1e-5
 
 
+@pytest.mark.parametrize("order", ["after", "before"])
+def test_ranks_need_no_promotion(order):
+    kernel, bias, _, scale, shift, state, groups, _ = case("grouped 2-D", order)
+    frozen, options = freeze(state, scale, shift), {"order": order, "groups": groups}
+    want = fold(kernel, bias, frozen, **options)
+    with jax.numpy_rank_promotion("raise"):
+        got = fold(kernel, bias, frozen, **options)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_types_are_those_of_the_layer():
     frozen = freeze(jaxbn.init_state(8))
     kernel, bias = jnp.ones((6, 8), jnp.bfloat16), jnp.ones(8, jnp.float16)

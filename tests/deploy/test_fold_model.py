@@ -153,6 +153,53 @@ def test_named_arguments_and_layers_that_are_not_called():
     np.testing.assert_allclose(Named().apply(folded, x), want, atol=1e-5)
 
 
+class Deep(nn.Module):
+    """Six folds in a narrow type, and one that is in the way of a residual."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(6):
+            x = nn.Dense(8, dtype=self.dtype)(x)
+            norm = jaxbn.linen.BatchNorm(use_running_average=True, dtype=self.dtype)
+            x = nn.relu(norm(x))
+        x = nn.Dense(8, dtype=self.dtype)(x)
+        y = nn.BatchNorm(use_running_average=True, dtype=self.dtype, name="used")(x)
+        return nn.Dense(3)(x - 4 * y)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_of_narrow_types_is_no_obstacle(dtype):
+    net, x = Deep(dtype), jax.random.normal(jax.random.key(2), (4, 8))
+    variables = randomized(jax.eval_shape(net.init, jax.random.key(0), x))
+    _, report = fold_linen(net, variables, x)
+    assert len(report.folded) == 6
+    assert 0 < report.error < 4 * jnp.finfo(dtype).eps
+    assert list(report.kept) == ["used"]
+    assert "likely a value between the two is used elsewhere" in report.kept["used"]
+    _, report = fold_linen(net, variables, x, tolerance=1e-6)
+    assert any(f"likely rounding to {dtype}" in why for why in report.kept.values())
+
+
+def test_boxes_stay_around_the_variables():
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = nn.with_partitioning(nn.initializers.normal(), (None, "model"))
+            ones = nn.with_partitioning(nn.initializers.ones, ("model",))
+            x = nn.Dense(3, kernel_init=kernel)(x)
+            return nn.BatchNorm(use_running_average=True, scale_init=ones)(x)
+
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    variables = randomized(Boxed().init(jax.random.key(0), x))
+    folded, report = fold_linen(Boxed(), variables, x)
+    assert report.folded == {"BatchNorm_0": ("Dense_0", "after")}
+    assert jax.tree.structure(folded) == jax.tree.structure(variables)
+    want = Boxed().apply(variables, x)
+    np.testing.assert_allclose(Boxed().apply(folded, x), want, atol=1e-5)
+
+
 def test_training_mode_is_refused():
     net = nn.BatchNorm(use_running_average=False)
     x = jnp.ones((2, 3))

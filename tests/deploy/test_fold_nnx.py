@@ -131,6 +131,19 @@ def test_named_arguments_and_layers_that_are_not_called():
     np.testing.assert_allclose(folded(x), net(x), atol=1e-5)
 
 
+def test_rounding_of_bfloat16_is_no_obstacle():
+    rngs, low = nnx.Rngs(0), {"dtype": jnp.bfloat16}
+    pairs = [
+        (nnx.Linear(8, 8, rngs=rngs, **low), jaxbn.nnx.BatchNorm(8, rngs=rngs, **low))
+        for _ in range(3)
+    ]
+    net = randomized(nnx.Sequential(*sum(pairs, ())))
+    net.eval()
+    _, report = fold_nnx(net, jax.random.normal(jax.random.key(2), (4, 8)))
+    assert len(report.folded) == 3 and not report.kept
+    assert 0 < report.error < 0.03
+
+
 def test_recalibrated_then_folded():
     rngs = nnx.Rngs(0)
     net = nnx.Sequential(
