@@ -36,7 +36,8 @@ def _spread(values, present):
 @functools.lru_cache(maxsize=4096)
 def _result_types(name: str, avals, params):
     call = _function(dispatch.kernels(), name, **dict(params))
-    return jax.make_jaxpr(call)(*avals).out_avals
+    with jax.disable_jit(False):  # a type has no value that a branch could look at
+        return jax.make_jaxpr(call)(*avals).out_avals
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,7 +93,9 @@ class Kernel:
         ad.primitive_transposes[self.primitive] = transpose_rule
 
     def _impl(self, *operands, **params):
-        return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
+        # Under `jax.disable_jit` the compiled call would come back here.
+        with jax.disable_jit(False):
+            return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
 
     def _abstract_eval(self, *avals, implementation, **params):
         return _result_types(self.name, avals, tuple(sorted(params.items())))
