@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends.contract import statistics_type
+from jaxbn.core import placement
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
 _ACTIVATIONS = {
@@ -50,7 +51,7 @@ def feature_axes(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> Any:
-    """A per-channel argument in the statistics type, or None."""
+    """A per-channel argument in the statistics type and placed so, or None."""
     if values is None:
         return None
     values = jnp.asarray(values)
@@ -70,7 +71,7 @@ def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> 
     wide = statistics_type(x.real)
     if jnp.iscomplexobj(values):
         wide = jnp.promote_types(wide, jnp.complex64)
-    return values.astype(wide)
+    return placement.like(values.astype(wide), x, axes)
 
 
 def state(values: BatchNormState, x: Array, axes: tuple[int, ...]) -> BatchNormState:
@@ -112,7 +113,7 @@ def mask(where: Array | None, x: Array) -> Any:
             f"`where` must broadcast to the shape {x.shape} of `x`, got {where.shape}. "
             f"{hint}."
         )
-    return where.reshape(padded)
+    return placement.mask(where.reshape(padded), x)
 
 
 def residual(values: Array | None, x: Array) -> Any:
@@ -125,7 +126,7 @@ def residual(values: Array | None, x: Array) -> Any:
             f"`residual` must have the shape {x.shape} of `x`, got {values.shape}. "
             "Project or broadcast it first."
         )
-    return values.astype(x.dtype)
+    return placement.like(values.astype(x.dtype), x)
 
 
 def activation(value: Activation):

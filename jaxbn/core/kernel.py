@@ -14,6 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import Kernels
+from jaxbn.core import placement
 
 
 def _function(kernels: Kernels, name: str, present, **params):
@@ -36,7 +37,8 @@ def _spread(values, present):
 @functools.lru_cache(maxsize=4096)
 def _result_types(name: str, avals, params):
     call = _function(dispatch.kernels(), name, **dict(params))
-    return jax.make_jaxpr(call)(*avals).out_avals
+    with jax.disable_jit(False):  # a type has no value that a branch could look at
+        return jax.make_jaxpr(call)(*avals).out_avals
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,7 +94,9 @@ class Kernel:
         ad.primitive_transposes[self.primitive] = transpose_rule
 
     def _impl(self, *operands, **params):
-        return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
+        # Under `jax.disable_jit` the compiled call would come back here.
+        with jax.disable_jit(False):
+            return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
 
     def _abstract_eval(self, *avals, implementation, **params):
         return _result_types(self.name, avals, tuple(sorted(params.items())))
@@ -108,17 +112,17 @@ class Kernel:
 
     def _batch(self, operands, dims, *, present, axes, **params):
         names = [n for n, p in zip(self.operands, present, strict=True) if p]
-        size = next(
-            operand.shape[dim]
-            for operand, dim in zip(operands, dims, strict=True)
-            if dim is not None
+        batch, its = next(
+            pair for pair in zip(operands, dims, strict=True) if pair[1] is not None
         )
 
         def lead(name, operand, dim):
             if dim is not None:
                 return jnp.moveaxis(operand, dim, 0)
-            width = 1 if name == "where" else size
-            return jnp.broadcast_to(operand[None], (width, *operand.shape))
+            if name == "where":
+                return operand[None]
+            wide = jnp.broadcast_to(operand[None], (batch.shape[its], *operand.shape))
+            return placement.leading(wide, batch, its)
 
         operands = map(lead, names, operands, dims)
         axes = (0, *(axis + 1 for axis in axes))

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import statistics_type
-from jaxbn.core import calculus, checks, sync
+from jaxbn.core import calculus, checks, placement, sync
 from jaxbn.core.types import AxisGroups, AxisName, Moments
 
 # The same bound as for a pass over memory: beyond it, sum again about the mean found.
@@ -103,7 +103,8 @@ def group_of(axis_name: AxisName | None, axis_groups: AxisGroups | None):
 
 def public(batch: Centered) -> Moments:
     """Moments with the mean in one part."""
-    count = jnp.broadcast_to(jnp.asarray(batch.count, batch.m2.dtype), batch.m2.shape)
+    count = jnp.asarray(batch.count, batch.m2.dtype)
+    count = placement.like(jnp.broadcast_to(count, batch.m2.shape), batch.m2)
     mean = jnp.where(count > 0, batch.center + batch.delta, 0)
     return Moments(count, mean, batch.m2)
 
@@ -132,8 +133,9 @@ def local_moments(
     shape = tuple(x.shape[a] for a in axes)
     wide = statistics_type(x)
     if shift is None:
-        shift = jnp.zeros(shape, wide)
+        shift = placement.like(jnp.zeros(shape, wide), x, axes)
     known = jnp.broadcast_to(jnp.asarray(count, wide), shape)
+    known = placement.like(known, x, axes)
     center, delta, m2 = calculus.moments(
         x,
         lax.stop_gradient(shift),
@@ -162,7 +164,8 @@ def _count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
     other = tuple(i for i in range(x.ndim) if i not in axes)
     wide = statistics_type(x)
     seen = where.astype(wide).sum(other) * math.prod(shared)
-    return jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
+    seen = jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
+    return placement.like(seen, x, axes)
 
 
 def shared_moments(
@@ -181,6 +184,7 @@ def shared_moments(
         return local
     if shift is None:  # not zeros_like, whose type would vary as the local center does
         shift = jnp.zeros(local.center.shape, local.center.dtype)
+        shift = placement.like(shift, local.center)
     shift = lax.stop_gradient(shift)
     known = isinstance(local.count, int)
     here = jnp.asarray(local.count, local.m2.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxbn.core import checks
+from jaxbn.core import checks, placement
 from jaxbn.core.types import BatchNormState, Moments
 
 
@@ -76,7 +76,7 @@ def update(
             leaves the state as it is.
 
     Returns:
-        The new state, in the types of the old one.
+        The new state, in the types of the old one and sharded like it.
 
     Raises:
         ValueError: if `momentum` is out of range or shapes differ.
@@ -89,6 +89,7 @@ def update(
     momentum = checks.momentum(momentum, debias=debias)
     checks.same_shape(state, moments)
     state, moments = lax.stop_gradient((state, moments))
+    moments = Moments(*map(placement.like, moments, state))
     freedom = moments.count - 1 if unbiased else moments.count
     var = moments.m2 / jnp.maximum(freedom, 1)
     taken = moments.count > 0

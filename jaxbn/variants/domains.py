@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks
+from jaxbn.core import checks, placement
 from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
 from jaxbn.core.state import init_state, update
-from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
+from jaxbn.core.types import (
+    Activation,
+    AxisGroups,
+    AxisName,
+    BatchNormState,
+    Moments,
+)
 
 
 def init_domain_state(num_domains: int, num_features: int) -> BatchNormState:
@@ -100,32 +106,38 @@ def domain_batch_norm(
     axes, members = (feature,), group_of(axis_name, axis_groups)
     kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
     floor = checks.epsilon(epsilon)
-    where = checks.mask(where, x)
-    if where is not None:
-        x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
-    column = ids.reshape(-1, *[1] * (x.ndim - 1))
 
-    def local(k, shift):
-        mine = column == k
-        mine = mine if where is None else mine & where
-        return local_moments(x, shift, mine, floor=floor, **kernel)
+    def run(x, states, ids, scale, bias, where, residual):
+        where = checks.mask(where, x)
+        if where is not None:
+            x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+        column = ids.reshape(-1, *[1] * (x.ndim - 1))
 
-    old = _wide(states, x)
-    # Not under vmap, which would make a copy of `x` for each domain.
-    parts = [local(k, shift) for k, shift in enumerate(old.mean)]
-    parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    share = functools.partial(shared_moments, members=members, floor=floor)
-    batch = jax.vmap(share)(parts, old.mean)
-    seen = batch.count > 0
-    var = jnp.where(seen, batch.m2 / jnp.maximum(batch.count, 1), old.var)
-    center = jnp.where(seen, batch.center, old.mean)
-    delta = jnp.where(seen, batch.delta, 0)
-    slope = lax.rsqrt(var + floor) * _by_domain("scale", scale, old, neutral=1)
-    offset = _by_domain("bias", bias, old, neutral=0) - slope * delta
-    y = _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
+        def local(k, shift):
+            mine = column == k
+            mine = mine if where is None else mine & where
+            return local_moments(x, shift, mine, floor=floor, **kernel)
+
+        old = _wide(states, x)
+        # Not under vmap, which would make a copy of `x` for each domain.
+        parts = [local(k, shift) for k, shift in enumerate(old.mean)]
+        parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+        share = functools.partial(shared_moments, members=members, floor=floor)
+        batch = jax.vmap(share)(parts, old.mean)
+        seen = batch.count > 0
+        var = jnp.where(seen, batch.m2 / jnp.maximum(batch.count, 1), old.var)
+        center = jnp.where(seen, batch.center, old.mean)
+        delta = jnp.where(seen, batch.delta, 0)
+        slope = lax.rsqrt(var + floor) * _by_domain("scale", scale, old, neutral=1)
+        offset = _by_domain("bias", bias, old, neutral=0) - slope * delta
+        y = _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
+        return y, jax.vmap(public)(batch)
+
+    run = placement.automatic(run, x, x, Moments(*states))
+    y, batch = run(x, states, ids, scale, bias, where, residual)
     new = update(
         states,
-        jax.vmap(public)(batch),
+        batch,
         momentum=momentum,
         debias=debias,
         unbiased=unbiased,
@@ -163,13 +175,18 @@ def domain_batch_norm_inference(
         Array([ 0., -4.], dtype=float32)
     """
     x, feature, ids = _checked(x, states, domain, axis)
-    old = _wide(states, x)
-    slope = lax.rsqrt(old.var + checks.epsilon(epsilon))
-    slope = slope * _by_domain("scale", scale, old, neutral=1)
-    offset = _by_domain("bias", bias, old, neutral=0)
     kernel = {"implementation": implementations.choose(implementation, x)}
-    arrays = (x, old.mean, slope, offset, ids)
-    return _apply(*arrays, feature, residual, activation, kernel)
+
+    def run(x, states, ids, scale, bias, residual):
+        old = _wide(states, x)
+        slope = lax.rsqrt(old.var + checks.epsilon(epsilon))
+        slope = slope * _by_domain("scale", scale, old, neutral=1)
+        offset = _by_domain("bias", bias, old, neutral=0)
+        arrays = (x, old.mean, slope, offset, ids)
+        return _apply(*arrays, feature, residual, activation, kernel)
+
+    run = placement.automatic(run, x, x)
+    return run(x, states, ids, scale, bias, residual)
 
 
 def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> Any:

@@ -3,15 +3,13 @@
 A group is one more feature axis: x of shape (B, ..., C) becomes (G, b, ..., C).
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxbn.core import checks, sync
+from jaxbn.core import checks, placement, sync
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.moments import Centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
@@ -122,26 +120,8 @@ def ghost_batch_norm(
         return y.reshape(x.shape), _updated(state, parts, update, options)
 
     x = checks.array(x)
-    return _automatic(run, x)(x, state, scale, bias, where, residual)
-
-
-def _automatic(run: Callable[..., Any], x: Array) -> Callable[..., Any]:
-    """`run` with automatic mesh axes where `x` has explicit ones.
-
-    The type of a reshape into groups would need a sharding that divides the groups.
-    """
-    sharding = jax.typeof(x).sharding
-    explicit = [
-        name
-        for name, kind in zip(
-            sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True
-        )
-        if kind == AxisType.Explicit
-    ]
-    if not explicit:
-        return run
-    out = (sharding, NamedSharding(sharding.mesh, PartitionSpec()))
-    return jax.sharding.auto_axes(run, axes=tuple(explicit), out_sharding=out)
+    run = placement.automatic(run, x, x, state)
+    return run(x, state, scale, bias, where, residual)
 
 
 def _groups(x: Array, feature: int, size: int, axis_name):

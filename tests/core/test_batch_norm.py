@@ -504,3 +504,25 @@ def test_wider_parameters_have_gradients_in_their_own_type(dtype):
                 jnp.dtype(dtype),
                 *[jnp.dtype(kind)] * 2,
             ]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_jit_may_be_disabled(masked):
+    x, state = draw((8, 3), mean=5.0), jaxbn.init_state(3)
+    where = jnp.arange(8)[:, None] < 5 if masked else None
+
+    def layer(x):
+        return jaxbn.batch_norm(x, state, where=where, activation="silu")
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.square(layer(x)[0]).sum())(x)
+
+    def results():
+        evaluated = jaxbn.batch_norm_inference(x, state)
+        shapes = jax.eval_shape(layer, x)
+        assert shapes[0].shape == x.shape
+        return layer(x), jax.jit(layer)(x), gradient(x), evaluated
+
+    want = results()
+    with jax.disable_jit():
+        chex.assert_trees_all_close(results(), want, rtol=1e-6, atol=1e-6)

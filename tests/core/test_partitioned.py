@@ -127,3 +127,84 @@ def test_its_loops_equal_the_others(name, masked):
         for loops in (xla.KERNELS, xla.PARTITIONED)
     ]
     chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-5)
+
+
+BY_FEATURES = {  # shape of the batch, its feature axis and the sharding
+    "features": ((16, 8), -1, P(None, "m")),
+    "both": ((16, 8), -1, P("d", "m")),
+    "both by all": ((16, 8), -1, P(None, ("d", "m"))),
+    "images": ((4, 8, 2, 2), 1, P("d", "m")),
+    "two feature axes": ((8, 4, 2, 8), (1, 3), P(None, "d", None, "m")),
+}
+
+
+def mesh_of_types():
+    kinds = (AxisType.Explicit,) * 2
+    return jax.make_mesh((2, 4), ("d", "m"), axis_types=kinds)
+
+
+def placed(tree, spec):
+    """On the mesh that is set."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), spec), tree)
+
+
+def by_features(name, *, masked, along):
+    """What one device and a mesh with explicit feature axes give."""
+    shape, axis, spec = BY_FEATURES[name]
+    axes = sorted(a % len(shape) for a in np.atleast_1d(axis))
+    generator = np.random.default_rng(0)
+    features = tuple(shape[a] for a in axes)
+    x, ct = generator.standard_normal((2, *shape)).astype(np.float32)
+    scale, bias = generator.standard_normal((2, *features)).astype(np.float32)
+    where = generator.random((shape[0], *[1] * (len(shape) - 1))) < 0.7
+    where = jnp.asarray(where) if masked else None
+    state = jaxbn.init_state(features)
+
+    def run(x, ct, scale, bias, state):
+        moments = jaxbn.moments(x, axis=axis, where=where)
+        y = jaxbn.batch_norm_inference(x, state, scale, bias, axis=axis)
+        return moments, y, *step(x, ct, scale, bias, state, where, axis=axis)
+
+    want = jax.jit(run)(x, ct, scale, bias, state)
+    with jax.set_mesh(mesh_of_types()):
+        full = [*spec, *[None] * (len(shape) - len(spec))]
+        thin = P(*(full[a] for a in axes)) if along else P()
+        arrays = (*placed((x, ct), spec), *placed((scale, bias, state), thin))
+        got = jax.jit(run)(*arrays)
+    for old, new in zip(arrays[-1], got[3], strict=True):
+        assert new.sharding.is_equivalent_to(old.sharding, old.ndim)
+    chex.assert_trees_all_close(
+        jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("along", [False, True])
+def test_features_may_be_split_where_types_tell(along):
+    by_features("both", masked=True, along=along)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("along", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", BY_FEATURES)
+def test_features_may_be_split_in_every_way(name, masked, along):
+    by_features(name, masked=masked, along=along)
+
+
+def test_a_mapped_axis_may_be_split_where_types_tell():
+    x = np.random.default_rng(0).standard_normal((4, 8, 2)).astype(np.float32)
+    state, mask = jaxbn.init_state(2), jnp.arange(8)[:, None] < 5
+
+    def run(x):
+        def layer(x):
+            return jax.vmap(lambda v: jaxbn.batch_norm(v, state, where=mask))(x)
+
+        y, backward, new = jax.vjp(layer, x, has_aux=True)
+        return y, new, backward(jnp.cos(y))
+
+    want = jax.jit(run)(x)
+    with jax.set_mesh(mesh_of_types()):
+        got = jax.jit(run)(placed(x, P("m", "d")))
+    chex.assert_trees_all_close(
+        jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-5
+    )
