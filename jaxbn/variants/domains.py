@@ -1,7 +1,6 @@
 """Statistics per domain: AdvProp, domain adaptation, several data sets in one model."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from jaxbn.core.types import (
     BatchNormState,
     Moments,
 )
+from jaxbn.variants.domain_arguments import by_domain, checked
 
 
 def init_domain_state(num_domains: int, num_features: int) -> BatchNormState:
@@ -102,7 +102,7 @@ def domain_batch_norm(
         >>> y.ravel().round(3), states.mean.ravel()
         (Array([-1.,  1., -1.,  1.], dtype=float32), Array([ 2., 20.], dtype=float32))
     """
-    x, feature, ids = _checked(x, states, domain, axis)
+    x, feature, ids = checked(x, states, domain, axis)
     axes, members = (feature,), group_of(axis_name, axis_groups)
     kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
     floor = checks.epsilon(epsilon)
@@ -128,8 +128,8 @@ def domain_batch_norm(
         var = jnp.where(seen, batch.m2 / jnp.maximum(batch.count, 1), old.var)
         center = jnp.where(seen, batch.center, old.mean)
         delta = jnp.where(seen, batch.delta, 0)
-        slope = lax.rsqrt(var + floor) * _by_domain("scale", scale, old, neutral=1)
-        offset = _by_domain("bias", bias, old, neutral=0) - slope * delta
+        slope = lax.rsqrt(var + floor) * by_domain("scale", scale, old, neutral=1)
+        offset = by_domain("bias", bias, old, neutral=0) - slope * delta
         y = _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
         return y, jax.vmap(public)(batch)
 
@@ -174,14 +174,14 @@ def domain_batch_norm_inference(
         >>> domain_batch_norm_inference(x, states, domain=domain).ravel().round(3)
         Array([ 0., -4.], dtype=float32)
     """
-    x, feature, ids = _checked(x, states, domain, axis)
+    x, feature, ids = checked(x, states, domain, axis)
     kernel = {"implementation": implementations.choose(implementation, x)}
 
     def run(x, states, ids, scale, bias, residual):
         old = _wide(states, x)
         slope = lax.rsqrt(old.var + checks.epsilon(epsilon))
-        slope = slope * _by_domain("scale", scale, old, neutral=1)
-        offset = _by_domain("bias", bias, old, neutral=0)
+        slope = slope * by_domain("scale", scale, old, neutral=1)
+        offset = by_domain("bias", bias, old, neutral=0)
         arrays = (x, old.mean, slope, offset, ids)
         return _apply(*arrays, feature, residual, activation, kernel)
 
@@ -231,37 +231,3 @@ def _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
         activation=checks.activation(activation),
         implementation=same,
     )
-
-
-def _checked(x: Array, states: BatchNormState, domain, axis: int | Sequence[int]):
-    x = checks.array(x)
-    (feature,) = checks.feature_axes(x, axis)
-    ids = jnp.asarray(domain)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(
-            f"`domain` must be an integer, got {ids.dtype}. It numbers the domains "
-            "from 0."
-        )
-    if feature == 0 or ids.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"`domain` must be a scalar or have shape {x.shape[:1]} for `x` with shape "
-            f"{x.shape} and features on axis {feature}, got {ids.shape}. The first "
-            "axis of `x` lists the examples."
-        )
-    if states.mean.ndim != 2 or states.mean.shape[1] != x.shape[feature]:
-        raise ValueError(
-            f"`states` must have shape (domains, {x.shape[feature]}), got "
-            f"{states.mean.shape}. Create them with `init_domain_state`."
-        )
-    return x, feature, jnp.broadcast_to(ids, x.shape[:1])
-
-
-def _by_domain(name: str, values: Array | None, states, *, neutral: float) -> Array:
-    shape = states.mean.shape
-    values = jnp.full(shape, neutral) if values is None else jnp.asarray(values)
-    if values.shape not in (shape, shape[1:]):
-        raise ValueError(
-            f"`{name}` must have shape {shape[1:]} or {shape}, got {values.shape}. It "
-            "is shared by the domains or has a row for each."
-        )
-    return jnp.broadcast_to(values.astype(states.var.dtype), shape)
