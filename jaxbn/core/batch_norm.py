@@ -25,7 +25,7 @@ from jaxbn.core.moments import (
     public,
     shared_moments,
 )
-from jaxbn.core.normalize import apply
+from jaxbn.core.normalize import apply, split_activation
 from jaxbn.core.state import update
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState, Moments
 
@@ -104,7 +104,8 @@ def batch_norm(
             averages all batches equally.
         epsilon: added to the variance, > 0; a Python number.
         activation: "relu", "relu6", "silu", "gelu", "leaky_relu", an elementwise
-            function or None.
+            function or None. A function may close over traced arrays, say a learned
+            slope; it then follows as a step of its own, after y has been rounded.
         residual: the shape of `x`; added before the activation.
         residuals: what is kept for the backward pass. "input": `x`. "output": y alone,
             which the next layer keeps anyway; the activation must have an inverse, and
@@ -141,13 +142,17 @@ def batch_norm(
     axes = checks.feature_axes(x, axis)
     momentum = checks.momentum(momentum, debias=debias)
     function = checks.activation(activation)
+    mode = keep.check(residuals, function, x)
+    function, after = (
+        (function, None) if jnp.iscomplexobj(x) else split_activation(function, x)
+    )
     layer = _Layer(
         axes,
         group_of(axis_name, axis_groups),
         checks.epsilon(epsilon),
         function,
         dispatch.choose(implementation, x),
-        keep.check(residuals, function, x),
+        mode,
     )
     where = checks.mask(where, x)
     checks.enough_values(known_count(x, where, layer.members, axes), unbiased=unbiased)
@@ -163,6 +168,7 @@ def batch_norm(
         inputs = inputs._replace(scale=keep.invertible(inputs.scale))
     normalized = _composed if jnp.iscomplexobj(x) else _normalized
     y, batch = normalized(layer, inputs)
+    y = y if after is None else after(y)
     new_state = update(
         state,
         batch,

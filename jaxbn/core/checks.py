@@ -142,6 +142,11 @@ def activation(value: Activation):
     )
 
 
+def is_named(function: Any) -> bool:
+    """Whether an activation is one of those with a name."""
+    return any(function is known for known in _ACTIVATIONS.values())
+
+
 def epsilon(value: float) -> float:
     try:
         number = float(value)

@@ -1,11 +1,15 @@
 """The elementwise stage: normalize, scale, shift, add, activate."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import statistics_type
 from jaxbn.backends.xla import along
 from jaxbn.core import calculus, checks
 from jaxbn.core.types import Activation, BatchNormState
@@ -41,7 +45,8 @@ def normalize(
         axis: the feature axis, or a tuple of them.
         epsilon: added to the variance, > 0; a Python number.
         activation: "relu", "relu6", "silu", "gelu", "leaky_relu", an elementwise
-            function or None.
+            function or None. A function may close over traced arrays, say a learned
+            slope; it then follows as a step of its own, after y has been rounded.
         residual: the shape of `x`; added before the activation.
         implementation: "xla", "native", or None for the fastest that is right.
 
@@ -143,6 +148,7 @@ def apply(
         y = distance * along(slope, x, axes) + along(offset, x, axes)
         y = y if residual is None else y + residual
         return (y if activation is None else activation(y)).astype(x.dtype)
+    inside, after = split_activation(activation, x)
     (y,) = expand(
         residual,
         None,
@@ -152,7 +158,27 @@ def apply(
         center,
         None,
         axes=axes,
-        activation=activation,
+        activation=inside,
         implementation=implementation,
     )
-    return y
+    return y if after is None else after(y)
+
+
+def split_activation(activation, x: Array) -> tuple[Any, Any]:
+    """The part of the activation inside of the kernels and the part after them.
+
+    A kernel is compiled by itself, with its activation as a hashable constant. What
+    closes over a traced array, as a learned slope, follows as a function of its own.
+    """
+    if activation is None or checks.is_named(activation):
+        return activation, None
+
+    def after(y):
+        return activation(y.astype(statistics_type(y))).astype(y.dtype)
+
+    constants = jax.make_jaxpr(after)(x).consts
+    if isinstance(activation, Hashable) and not any(
+        isinstance(value, Tracer) for value in constants
+    ):
+        return activation, None
+    return None, after

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks
+from jaxbn.core import checks, placement
 from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import Centered, group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
@@ -204,7 +204,9 @@ def _moved(state: RenormState, distance, sigma, seen, momentum) -> RenormState:
         state.sigma + rate * (sigma - state.sigma),
         state.count + seen,
     )
-    cast = (a.astype(b.dtype) for a, b in zip(new, state, strict=True))
+    cast = (
+        placement.like(a.astype(b.dtype), b) for a, b in zip(new, state, strict=True)
+    )
     return lax.stop_gradient(RenormState(*cast))
 
 

@@ -526,3 +526,48 @@ def test_jit_may_be_disabled(masked):
     want = results()
     with jax.disable_jit():
         chex.assert_trees_all_close(results(), want, rtol=1e-6, atol=1e-6)
+
+
+class Unhashable:
+    """A PReLU as an object that compares by value."""
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    def __eq__(self, other):
+        return self.slope == other.slope
+
+    def __call__(self, z):
+        return jnp.where(z > 0, z, self.slope * z)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("make", [Unhashable, lambda slope: Unhashable(slope).__call__])
+def test_an_activation_may_have_a_learned_slope(make, joined):
+    x, state = draw((8, 3)), jaxbn.init_state(3)
+    residual = draw((8, 3), seed=1) if joined else None
+
+    def loss(slope, x, layer):
+        y = layer(x, make(slope))
+        return jnp.square(y).sum() + y.sum()
+
+    def trained(x, activation):
+        return jaxbn.batch_norm(x, state, activation=activation, residual=residual)[0]
+
+    def composed(x, activation):
+        y = jaxbn.batch_norm(x, state)[0]
+        return activation(y if residual is None else y + residual)
+
+    def evaluated(x, activation):
+        return jaxbn.batch_norm_inference(x, state, activation=activation)
+
+    def plain(x, activation):
+        return activation(jaxbn.batch_norm_inference(x, state))
+
+    for layer, want in ((trained, composed), (evaluated, plain)):
+        results = [
+            jax.jit(jax.value_and_grad(lambda s, x, f=f: loss(s, x, f), (0, 1)))(0.3, x)
+            for f in (layer, want)
+        ]
+        chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+        jax.grad(loss)(0.3, x, layer)  # also without jit
