@@ -40,7 +40,7 @@ def save(out: Path, run: Run, *, fingerprint: str) -> None:
         states=ocp.args.StandardSave(jax.device_get(run.states)),
         about=ocp.args.JsonSave(about),
     )
-    with manager(out, max_to_keep=1) as saver:
+    with quiet(), manager(out, max_to_keep=1) as saver:
         saver.save(run.step, args=items)
     sums = {"step": run.step, "sha256": checksums(_folder(out, run.step))}
     files.write_json(out / "checksums.json", sums)
@@ -142,7 +142,8 @@ def manager(out: Path, **options: Any) -> ocp.CheckpointManager:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Orbax from saying on stderr what is no concern of the user."""
-    # Orbax warns that a directory opened for reading is only read.
+    # Orbax warns that a directory opened for reading is only read, and tells of errors
+    # that it raises as well.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

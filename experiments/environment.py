@@ -74,11 +74,12 @@ def _version(name: str) -> str | None:
 
 def _git() -> dict | None:
     """Commit, and whether files differ from it; None outside a checkout."""
+    # Without a lock: one left behind by a full disk would stop every later commit.
     here = Path(__file__).parent
     try:
         commit, changes = (
             subprocess.run(
-                ["git", *arguments],
+                ["git", "--no-optional-locks", *arguments],
                 cwd=here,
                 capture_output=True,
                 text=True,

@@ -29,6 +29,7 @@ from experiments.loop import Loop, Scores, TrainState, optimizer
 from experiments.models import ResidualNet
 from experiments.progress import StepProgress
 from experiments.run import Run
+from experiments.scale import processes
 
 __all__ = ["TrainConfig", "main", "stored"]
 
@@ -97,8 +98,10 @@ def _save(config: TrainConfig, run: Run, *, advice: str = MAKE_ROOM) -> None:
         checkpoint.save(config.out, run, fingerprint=fingerprint(config))
         files.write_lines(config.out / "metrics.jsonl", run.rows)
     except Exception as error:  # Orbax passes on what the file system raises, wrapped
-        reason = checkpoint.first_line(error)
-        raise unwritable(config.out, reason, advice=advice) from error
+        refused = unwritable(config.out, checkpoint.first_line(error), advice=advice)
+        # Orbax's threads would complain, at length, of an orderly end.
+        processes.leave(str(refused), code=2)
+        raise refused from error
 
 
 def _interrupted(config: TrainConfig) -> int:

@@ -176,19 +176,13 @@ def batches(plan: Plan) -> np.ndarray:
     in that pass.
 
     Raises:
-        ValueError: if `steps` is not a multiple of `evals`, or a batch has more rows
-            than there are for training.
+        ValueError: if `steps` is no multiple of `evals`, or `batch` exceeds the rows.
     """
     if plan.steps < 1 or plan.steps % plan.evals:
-        raise ValueError(
-            f"`steps` must be a positive multiple of `evals`, {plan.evals}, got "
-            f"{plan.steps}. Pass another number of either."
-        )
-    if plan.splits.train.shape[1] < plan.batch:
-        raise ValueError(
-            f"`batch` must be at most {plan.splits.train.shape[1]}, the training rows "
-            f"there are, got {plan.batch}. Pass a smaller one."
-        )
+        wanted = f"a positive multiple of `evals`, {plan.evals}, got {plan.steps}"
+        raise ValueError(f"`steps` must be {wanted}. Pass another number of either.")
+    if (rows := plan.splits.train.shape[1]) < plan.batch:
+        raise ValueError(f"`batch` must be at most {rows}, got {plan.batch}. Lower it.")
     shape = (plan.evals, plan.steps // plan.evals, plan.batch)
     per_pass = plan.splits.train.shape[1] // plan.batch
     passes = -(-plan.steps // per_pass)

@@ -151,6 +151,13 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(jax.numpy.int32(value)))
 
 
+def all_true(*, value: bool) -> bool:
+    """Tells whether `value` is true in every process; all must ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(jax.numpy.int32(value)).all())
+
+
 def is_first() -> bool:
     """Tells whether this process writes the files."""
     return jax.process_index() == 0

@@ -6,6 +6,7 @@ Run: python -m experiments train --config cifar10-resnet20 --data-dir DIR
 import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -83,19 +84,29 @@ def make_run(config: ScaleConfig) -> Run:
 
 def _claim_directory(run: Run) -> Streams:
     # One process looks and writes; the others must not find what it has written.
-    error = streams = None
-    try:
+    with _all_or_none():
         begun = processes.is_first() and _has_begun(run.config)
         # Data that cannot be read must not leave a directory that is in use.
         streams = run.open_data()
+    with _all_or_none():
         if processes.is_first() and not begun:
             environment.begin(run.config.out, to_json(run.config))
+    return streams
+
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[None]:
+    """Raises in all processes what is raised in one: none waits for the others."""
+    error = None
+    try:
+        yield
     except UserError as found:
         error = found
-    first_can = processes.agree(int(error is None))
-    if streams is None or not first_can:
-        raise error or UserError("Process 0 must be able to begin: see its message.")
-    return streams
+    if processes.all_true(value=error is None):
+        return
+    raise error or UserError(
+        "All processes must be able to begin: see the message of the other ones."
+    )
 
 
 def _has_begun(config: ScaleConfig) -> bool:

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from train_runs import TINY, contents, run_train
 
-from experiments import checkpoint, results
+from experiments import checkpoint, results, train
 from experiments.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -209,6 +209,8 @@ def test_a_full_disk_is_refused_and_the_run_goes_on_later(
         return save(at, run, **options) if run.step == 0 else full()
 
     with monkeypatch.context() as patch:
+        # It would end this process, too.
+        patch.setattr(train.processes, "leave", lambda message, code: None)
         if where == "checkpoint":
             patch.setattr(checkpoint, "save", save_the_first)
         else:

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -40,6 +41,30 @@ def test_sigterm_saves_and_resuming_is_bit_identical(whole, cache, tmp_path):
 def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
     train(tmp_path / "run", cache, processes=2)
     assert_close(rows(tmp_path / "run"), rows(whole))
+
+
+def test_data_that_one_process_cannot_read_stop_all(cache, tmp_path):
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    running = [
+        start(
+            out,
+            cache,
+            coordinator=address,
+            processes=2,
+            process_id=number,
+            cpu_devices=4,
+            source=source,
+        )
+        for number, source in enumerate(("fake", "mnist-idx"))
+    ]
+    codes, errors = end(*running, timeout=120)
+    assert codes == [2, 2]
+    assert "error: All processes must be able to begin" in errors[0]
+    assert "error: `--data-dir` must be a directory" in errors[1]
+    assert not out.exists()
 
 
 def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tmp_path):
