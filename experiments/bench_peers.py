@@ -52,10 +52,8 @@ def _torch_device() -> str | None:
         return None
     import torch
 
-    have = {"cpu": True, "gpu": torch.cuda.is_available()}
-    names = {"cpu": "cpu", "gpu": "cuda"}
-    platform = jax.default_backend()
-    return names[platform] if have.get(platform) else None
+    found = {"cpu": "cpu"} | ({"gpu": "cuda"} if torch.cuda.is_available() else {})
+    return found.get(jax.default_backend())
 
 
 def _copy(x: jax.Array) -> Run:
@@ -69,8 +67,7 @@ def _copy(x: jax.Array) -> Run:
         source = torch.from_numpy(np.array(x).view(np.uint8).reshape(-1))
         target = torch.empty_like(source)
         return lambda: target.copy_(source)
-    values = np.array(x).view(np.uint8)
-    copy = np.empty_like(values)
+    copy = np.empty_like(values := np.array(x).view(np.uint8))
     return lambda: np.copyto(copy, values)
 
 

@@ -162,8 +162,7 @@ def each(
     Args:
         function: of one start and cell.
         starts, cells: for each argument, whether it has such an axis (0) or not (None).
-        options: of the compiler. Default: those of a program that runs long; `ONCE` for
-            one that runs once.
+        options: of the compiler; `ONCE` for a program that runs once.
     """
     mapped = jax.vmap(jax.vmap(function, tuple(cells)), tuple(starts))
     return jax.jit(mapped, compiler_options=options or _MANY)
@@ -172,8 +171,7 @@ def each(
 def batches(plan: Plan) -> np.ndarray:
     """Returns the rows of every step, (starts, evals, steps / evals, batch).
 
-    Every pass takes the rows in a new order; those left over at its end are not used
-    in that pass.
+    Every pass has a new order; the rows left over at its end are not used in it.
 
     Raises:
         ValueError: if `steps` is no multiple of `evals`, or `batch` exceeds the rows.
@@ -242,9 +240,8 @@ def _run(
                 found[f"{name}_loss"] = cross_entropy(own, truth)
         if plan.probe:
             key = jax.random.fold_in(noise, carry[3])
-            training = Context(True, key, hyper)
             seen = (inputs, labels, rows["validation"], rows["test"], chunk[-1])
-            view = View(plan.net, *seen, training)
+            view = View(plan.net, *seen, Context(True, key, hyper))
             found |= plan.probe(Model(carry[0], carry[1]), view)
         return carry, found
 

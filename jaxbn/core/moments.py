@@ -134,8 +134,7 @@ def local_moments(
     wide = statistics_type(x)
     if shift is None:
         shift = placement.like(jnp.zeros(shape, wide), x, axes)
-    known = jnp.broadcast_to(jnp.asarray(count, wide), shape)
-    known = placement.like(known, x, axes)
+    known = placement.like(jnp.broadcast_to(jnp.asarray(count, wide), shape), x, axes)
     center, delta, m2 = calculus.moments(
         x,
         lax.stop_gradient(shift),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxbn.deploy.fold_calls import Call, FoldReport, Order, fold_all, fold_arrays
+from jaxbn.deploy.linen import boxed_as, unboxed
 from jaxbn.deploy.linen_calls import calls_of, norms_of
 from jaxbn.deploy.model import run
 
@@ -57,9 +58,7 @@ def fold_linen(
         >>> report.folded
         {'layers_1': Fold(layer='layers_0', order='after')}
     """
-    from flax.core import meta
-
-    plain = meta.unbox(dict(variables))
+    plain = unboxed(variables)
     calls = calls_of(module, plain, example, call)
     outputs = jax.jit(lambda values: module.apply(values, example, method=call))
     values, report = fold_all(
@@ -72,8 +71,8 @@ def fold_linen(
     )
     boxes, new = _flat(variables), _flat(values)
     for key, box in boxes.items():
-        if isinstance(box, meta.AxisMetadata):
-            new[key] = box.replace_boxed(new[key])
+        if key in new:
+            new[key] = boxed_as(box, new[key])
     return _nested(new) if report.folded else dict(variables), report
 
 

@@ -151,3 +151,17 @@ def _replace(variables: Mapping[str, Any], states: dict[str, BatchNormState]):
 
     statistics = write(variables.get("batch_stats", {}), ())
     return {**variables, "batch_stats": statistics}
+
+
+def unboxed(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables without the boxes of metadata around them, as `nn.Partitioned`."""
+    from flax.core import meta
+
+    return meta.unbox(dict(variables))
+
+
+def boxed_as(old: Any, new: Any) -> Any:
+    """`new` in the box of `old`, if it has one."""
+    from flax.core import meta
+
+    return old.replace_boxed(new) if isinstance(old, meta.AxisMetadata) else new
