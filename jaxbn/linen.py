@@ -158,7 +158,7 @@ class BatchNorm(nn.Module):
 
 def _feature_shape(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
     axes = (axis,) if isinstance(axis, int) else axis
-    return tuple(x.shape[i] for i in sorted({a % max(x.ndim, 1) for a in axes}))
+    return tuple(x.shape[i] for i in sorted({a % x.ndim for a in axes if x.ndim}))
 
 
 def _groups(module: BatchNorm) -> Sequence[Sequence[int]] | None:

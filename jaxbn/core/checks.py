@@ -1,17 +1,19 @@
 """Argument checks and every message about the arguments of the public functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxbn.backends.contract import statistics_type
 from jaxbn.core import placement
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
+_INTEGER = (int, np.integer)
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -24,9 +26,9 @@ _ACTIVATIONS = {
 def array(x: Array) -> Array:
     """`x` as an array of a type that has a mean and a variance."""
     x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
+    if not jnp.issubdtype(x.dtype, jnp.inexact) or jnp.finfo(x.dtype).bits < 16:
         raise TypeError(
-            f"`x` must be floating point or complex, got {x.dtype}. "
+            f"`x` must be complex or floating point of 16 bits or more, got {x.dtype}. "
             "Convert it with `x.astype(jnp.float32)`."
         )
     return x
@@ -34,14 +36,14 @@ def array(x: Array) -> Array:
 
 def feature_axes(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
     """The feature axes, non-negative and sorted."""
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
-    valid = all(isinstance(a, int) and -x.ndim <= a < x.ndim for a in given)
+    given = tuple(axis) if isinstance(axis, Iterable) else (axis,)
+    valid = all(isinstance(a, _INTEGER) and -x.ndim <= a < x.ndim for a in given)
     if not given or not valid:
         raise ValueError(
             f"`axis` must be in [{-x.ndim}, {x.ndim}) for `x` with shape {x.shape}, "
             f"got {axis!r}. It names the feature axis or axes."
         )
-    axes = sorted({a % x.ndim for a in given})
+    axes = sorted({int(a) % x.ndim for a in given})
     if len(axes) != len(given):
         raise ValueError(
             f"`axis` must name each axis once, got {axis!r} for `x` with shape "
@@ -209,10 +211,10 @@ def axis_size(axis_name: AxisName) -> int:
 
 
 def enough_values(count: int | None, *, unbiased: bool) -> None:
-    if unbiased and count is not None and count < 2:
+    if unbiased and count == 1:
         raise ValueError(
-            f"`unbiased` must be False for fewer than two values per channel, got "
-            f"{count}. The unbiased variance divides by their number minus one."
+            "`unbiased` must be False for one value per channel, got True. The "
+            "unbiased variance divides by their number minus one."
         )
 
 
@@ -236,8 +238,10 @@ def same_shape(values: BatchNormState, moments) -> None:
 
 
 def share(name: str, value: float | Array) -> None:
-    """Refuses a number outside [0, 1]; arrays may be traced and are not looked into."""
-    if not isinstance(value, Array) and not 0 <= value <= 1:
+    """Refuses numbers outside [0, 1]; JAX arrays may be traced and are not read."""
+    if isinstance(value, Array):
+        return
+    if not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):
         raise ValueError(
             f"`{name}` must be in [0, 1], got {value!r}. It is the weight of the "
             "example's own statistics; 0 is ordinary evaluation."

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends.contract import statistics_type
 from jaxbn.core import checks, placement
 from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
@@ -214,7 +215,7 @@ def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> A
 
 
 def _wide(states: BatchNormState, x: Array) -> BatchNormState:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = statistics_type(x)
     return jax.tree.map(lambda v: lax.stop_gradient(v.astype(wide)), states)
 
 

@@ -78,14 +78,17 @@ def eval_blend(
         shift=_each(state.mean, x),
         implementation=implementation,
     )
-    share = jnp.where(own.count > 0, jnp.asarray(alpha, own.m2.dtype), 0)
-    distance = own.mean - state.mean
+    # `alpha` is one for all or has the shape of the channels.
+    weight = jnp.broadcast_to(jnp.asarray(alpha, own.m2.dtype), own.m2.shape)
+    share = jnp.where(own.count > 0, weight, 0)
+    mean, var = _each(state.mean, x), _each(state.var, x)
+    distance = own.mean - mean
     own_var = own.m2 / jnp.maximum(own.count, 1)
     between = share * (1 - share) * jnp.square(distance)
     return normalize(
         x,
-        state.mean + share * distance,
-        (1 - share) * state.var + share * own_var + between,
+        mean + share * distance,
+        (1 - share) * var + share * own_var + between,
         _each(scale, x),
         _each(bias, x),
         axis=(0, *axes),

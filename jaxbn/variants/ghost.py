@@ -86,6 +86,8 @@ def ghost_batch_norm(
     def run(x, state, scale, bias, where, residual):
         (feature,) = checks.feature_axes(x, axis)
         groups, spread = _groups(x, feature, ghost_batch_size, axis_name)
+        if not groups:
+            return x, state  # no examples, on any device
         split = (groups, x.shape[0] // groups, *x.shape[1:])
         where = checks.mask(where, x)
         # Here, for errors that name the caller's shapes.

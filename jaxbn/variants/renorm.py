@@ -202,7 +202,7 @@ def _moved(state: RenormState, distance, sigma, seen, momentum) -> RenormState:
     new = RenormState(
         state.mean + rate * distance,
         state.sigma + rate * (sigma - state.sigma),
-        state.count + seen,
+        state.count + seen.astype(state.count.dtype),
     )
     cast = (
         placement.like(a.astype(b.dtype), b) for a, b in zip(new, state, strict=True)

@@ -36,7 +36,7 @@ CASES = {
     "integer x": (
         lambda: train(jnp.ones((8, 3), jnp.int32)),
         TypeError,
-        "`x` must be floating point or complex, got int32. "
+        "`x` must be complex or floating point of 16 bits or more, got int32. "
         "Convert it with `x.astype(jnp.float32)`.",
     ),
     "axis out of range": (
@@ -215,7 +215,7 @@ CASES = {
     "one value per channel": (
         lambda: train(X[:1], unbiased=True),
         ValueError,
-        "`unbiased` must be False for fewer than two values per channel, got 1. "
+        "`unbiased` must be False for one value per channel, got True. "
         "The unbiased variance divides by their number minus one.",
     ),
     "update with other moments": (
@@ -291,6 +291,22 @@ def test_one_value_per_channel_on_each_of_several_members_is_enough():
 @pytest.mark.parametrize("momentum", [0, 0.5, np.float32(0.9), jnp.float32(0.9), None])
 def test_momentum_may_be_any_number_in_range(momentum):
     train(momentum=momentum)
+
+
+@pytest.mark.parametrize("axis", [np.int64(1), (np.int32(-1),), np.array([1])])
+def test_axes_may_be_integers_of_numpy(axis):
+    np.testing.assert_array_equal(train(axis=axis)[0], train()[0])
+
+
+def test_nothing_at_all_leaves_the_state_alone_also_if_unbiased():
+    y, state = train(X[:0], unbiased=True)
+    assert y.shape == (0, 3)
+    np.testing.assert_array_equal(state.count, 0)
+
+
+def test_eight_bits_have_no_mean_and_variance():
+    with pytest.raises(TypeError, match="16 bits or more, got float8_e4m3fn"):
+        train(X.astype(jnp.float8_e4m3fn))
 
 
 @pytest.mark.parametrize("where", [jnp.ones((8, 1), bool), jnp.ones(3, bool), True])
