@@ -81,7 +81,7 @@ def eval_blend(
     # `alpha` is one for all or has the shape of the channels.
     weight = jnp.broadcast_to(jnp.asarray(alpha, own.m2.dtype), own.m2.shape)
     share = jnp.where(own.count > 0, weight, 0)
-    mean, var = _each(state.mean, x), _each(state.var, x)
+    mean, var = (jnp.broadcast_to(v, own.m2.shape) for v in (state.mean, state.var))
     distance = own.mean - mean
     own_var = own.m2 / jnp.maximum(own.count, 1)
     between = share * (1 - share) * jnp.square(distance)
