@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxbn.backends.contract import statistics_type
+from jaxbn.backends.contract import statistics_type as statistics_type
 from jaxbn.core import placement
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 

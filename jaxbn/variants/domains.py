@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends.contract import statistics_type
 from jaxbn.core import checks, placement
 from jaxbn.core import implementation as implementations
+from jaxbn.core.by_domain import by_domain, checked
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
 from jaxbn.core.state import init_state, update
@@ -20,7 +20,6 @@ from jaxbn.core.types import (
     BatchNormState,
     Moments,
 )
-from jaxbn.variants.domain_arguments import by_domain, checked
 
 
 def init_domain_state(num_domains: int, num_features: int) -> BatchNormState:
@@ -215,7 +214,7 @@ def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> A
 
 
 def _wide(states: BatchNormState, x: Array) -> BatchNormState:
-    wide = statistics_type(x)
+    wide = checks.statistics_type(x)
     return jax.tree.map(lambda v: lax.stop_gradient(v.astype(wide)), states)
 
 

@@ -95,10 +95,10 @@ def small(**changes):
     return collectives.CollectivesConfig(**options)
 
 
-EXPLICIT = pytest.param("explicit", marks=pytest.mark.slow)
+OTHERS = [pytest.param(p, marks=pytest.mark.slow) for p in ("explicit", "shard_map")]
 
 
-@pytest.mark.parametrize("parallel", ["jit", "shard_map", EXPLICIT])
+@pytest.mark.parametrize("parallel", ["jit", *OTHERS])
 def test_a_step_sends_what_the_model_says(parallel):
     config = small(parallel=parallel)
     program = collectives.compiled(config, jax.devices()[:8])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.backends.contract import statistics_type
+from jaxbn.core import checks
 from jaxbn.core.moments import merge
 from jaxbn.core.state import update
 from jaxbn.core.types import BatchNormState, Moments
@@ -29,9 +29,8 @@ def init_accumulation(states: Any) -> Any:
     """
 
     def nothing(state: BatchNormState) -> Moments:
-        var, mean = (
-            jnp.zeros_like(v, statistics_type(v)) for v in (state.var, state.mean)
-        )
+        var = jnp.zeros_like(state.var, checks.statistics_type(state.var))
+        mean = jnp.zeros_like(state.mean, checks.statistics_type(state.mean))
         return Moments(var, mean, var)
 
     return jax.tree.map(nothing, states, is_leaf=_is_state)
