@@ -2,7 +2,7 @@
 
 Most of the time goes into compiling thousands of programs that run once. They are
 compiled without optimization, in half the time; with `JAXBN_OPTIMIZED=1` they are the
-programs that users get (CI: the core, the kernels and the slow suite).
+programs that users get (CI: the slow tests of the core and the kernels).
 """
 
 import importlib.metadata
