@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import environment, files
-from experiments.errors import UserError, unwritable
+from experiments.errors import UserError, writing
 
 # The C library otherwise returns large buffers to the kernel after every call, and
 # all frameworks spend up to half their time on page faults. Threads other than the
@@ -63,10 +63,8 @@ def main(config: BenchConfig) -> int:
     record["environment"] = environment.describe()
     record["allocator"] = "tuned: large buffers are reused" if _tuned() else "default"
     print(table)
-    try:
+    with writing(config.out):
         files.write_json(config.out / f"{config.what}.json", record)
-    except OSError as error:
-        raise unwritable(config.out, error.strerror) from error
     print(f"\nnumbers: {config.out / config.what}.json")
     return 0
 

@@ -11,7 +11,7 @@ import jax
 
 import jaxbn
 from experiments import files
-from experiments.errors import unwritable
+from experiments.errors import writing
 
 _PACKAGES = (
     "jax",
@@ -49,12 +49,10 @@ def begin(out: Path, options: dict) -> None:
     Raises:
         UserError: if `out` cannot be written.
     """
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(out / "environment.json", describe())
         files.write_json(out / "config.json", options)
-    except OSError as error:
-        raise unwritable(out, error.strerror) from error
 
 
 def is_that_of(path: Path) -> bool:

@@ -1,5 +1,7 @@
 """The one exception that becomes a one-line message and exit code 2."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -10,6 +12,7 @@ class UserError(Exception):
     """
 
 
+ANOTHER = "Pass another one."
 MAKE_ROOM = "Make room there, then continue with `--resume`."
 
 
@@ -17,7 +20,7 @@ def unwritable(
     out: Path,
     reason: object,
     *,
-    advice: str = "Pass another one.",
+    advice: str = ANOTHER,
     option: str = "--out",
 ) -> UserError:
     """The error for an `--out` that cannot be written.
@@ -32,3 +35,18 @@ def unwritable(
         f"`{option}` must be a directory that can be written, got '{out}': {reason}. "
         f"{advice}"
     )
+
+
+@contextlib.contextmanager
+def writing(
+    out: Path, *, advice: str = ANOTHER, option: str = "--out"
+) -> Iterator[None]:
+    """Around what writes into `out`: what the file system refuses becomes `unwritable`.
+
+    Args:
+        out, advice, option: as there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(out, error.strerror, advice=advice, option=option) from error

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import unwritable
+from experiments.errors import writing
 
 
 def make_folder(folder: Path, *, option: str = "--out") -> None:
@@ -20,12 +20,10 @@ def make_folder(folder: Path, *, option: str = "--out") -> None:
     Raises:
         UserError: if they cannot.
     """
-    try:
+    with writing(folder, option=option):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise unwritable(folder, error.strerror, option=option) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

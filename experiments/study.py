@@ -3,13 +3,11 @@
 Run: python -m experiments run all --preset quick      (about 20 minutes on 2 cores)
 """
 
-import contextlib
 import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import tyro
 from experiments import environment
 from experiments.claims import chosen
 from experiments.config import check_new
-from experiments.errors import MAKE_ROOM, UserError, unwritable
+from experiments.errors import MAKE_ROOM, UserError, writing
 from experiments.interrupt import Interrupt
 from experiments.lab import schema, splits, store
 from experiments.lab.experiment import Experiment, Setting
@@ -66,7 +64,7 @@ def main(config: RunConfig) -> int:
         except KeyboardInterrupt:
             left = True
             interrupt.requested = True
-        with _room(config.out):
+        with writing(config.out, advice=MAKE_ROOM):
             verdicts = store.write(config.out, wanted, to_json(config))
     print(table(verdicts))
     print(f"\nfiles: {config.out}; page: python -m experiments report {config.out}")
@@ -117,15 +115,6 @@ def table(verdicts: dict) -> str:
         )
     header = f"{'claim':5} {'measured':13} {'literature':13} {'effect [95 %]':25} text"
     return "\n".join([header, "-" * 78, *lines])
-
-
-@contextlib.contextmanager
-def _room(out: Path) -> Iterator[None]:
-    """Turns what the file system refuses into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(out, error.strerror, advice=MAKE_ROOM) from error
 
 
 def _checked(config: RunConfig) -> list[Experiment]:
@@ -215,6 +204,6 @@ def _measure_arm(config: RunConfig, name: str, arm: str) -> str:
     start = time.monotonic()
     rows = experiment.measure(arm, setting)
     path = store.part(config.out, experiment, arm)
-    with _room(config.out):
+    with writing(config.out, advice=MAKE_ROOM):
         store.save_part(path, rows, time.monotonic() - start)
     return f"{name}: {arm}"

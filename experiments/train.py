@@ -23,7 +23,7 @@ from experiments.config import (
     to_json,
 )
 from experiments.data import Data, load
-from experiments.errors import MAKE_ROOM, unwritable
+from experiments.errors import ANOTHER, MAKE_ROOM, unwritable, writing
 from experiments.interrupt import Interrupt
 from experiments.loop import Loop, Scores, TrainState, optimizer
 from experiments.models import ResidualNet
@@ -56,11 +56,8 @@ def main(config: TrainConfig) -> int:
             return _interrupted(config)
         if run.step < config.steps:
             return _interrupted(config)
-        try:
+        with writing(config.out, advice=MAKE_ROOM):
             print(results.write(config, run, data))
-        except OSError as error:
-            reason = error.strerror
-            raise unwritable(config.out, reason, advice=MAKE_ROOM) from error
     return 0
 
 
@@ -73,13 +70,10 @@ def make_loops(config: TrainConfig, data: Data) -> dict[str, Loop]:
 
 def _begin(config: TrainConfig, loops: dict[str, Loop]) -> Run:
     run = Run({arm: loop.init(config.seed) for arm, loop in loops.items()})
-    try:
+    with writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
-        _save(config, run, advice="Pass another one.")
-        files.write_json(config.out / "environment.json", environment.describe())
-        files.write_json(config.out / "config.json", to_json(config))
-    except OSError as error:
-        raise unwritable(config.out, error.strerror) from error
+        _save(config, run, advice=ANOTHER)
+        environment.begin(config.out, to_json(config))
     return run
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import UserError, unwritable
+from experiments.errors import UserError, writing
 from experiments.scale import arrays, pipeline, recalibrate
 from experiments.scale.network import Network, Variables
 from experiments.scale.step import evaluate
@@ -61,10 +61,8 @@ def main(config: EvalConfig) -> int:
     found |= {"bn_stats": kind}
     if config.statistics:
         found |= {"statistics": str(config.statistics)}
-    try:
+    with writing(config.out):
         files.write_json(config.out / f"eval_{kind}.json", files.plain(found))
-    except OSError as error:
-        raise unwritable(config.out, error.strerror) from error
     print(
         f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} on "
         f"{found['examples']} examples, statistics: {config.statistics or kind}"

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from experiments import files
-from experiments.errors import MAKE_ROOM, UserError, unwritable
+from experiments.errors import MAKE_ROOM, UserError, writing
 
 
 class Writer:
@@ -55,10 +55,8 @@ class Writer:
         if not self.writes:
             return
         row = {"step": step} | files.plain(values)
-        try:
+        with writing(self.out, advice=MAKE_ROOM):
             self._files[name].write(json.dumps(row, allow_nan=False) + "\n")
-        except OSError as error:
-            raise unwritable(self.out, error.strerror, advice=MAKE_ROOM) from error
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(f"{name}/{key}", value, step)

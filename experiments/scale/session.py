@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import MAKE_ROOM, UserError, unwritable
+from experiments.errors import MAKE_ROOM, UserError, writing
 from experiments.progress import StepProgress
 from experiments.scale import checkpoint, pipeline, processes
 from experiments.scale.config import ScaleConfig
@@ -142,12 +142,8 @@ class Session:
         }
         self.save()
         if processes.is_first():
-            try:
+            with writing(config.out, advice=MAKE_ROOM):
                 files.write_json(config.out / "summary.json", files.plain(found))
-            except OSError as error:
-                raise unwritable(
-                    config.out, error.strerror, advice=MAKE_ROOM
-                ) from error
             print(
                 f"{config.config}: {found['steps']} steps, {found['skipped']} skipped; "
                 f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "
