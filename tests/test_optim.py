@@ -238,3 +238,10 @@ def test_multi_steps_equals_one_step_on_the_ghost_batch():
     for got, want in zip(carry[3], whole, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
     assert carry[2].count.max() == 0
+
+
+def test_moments_of_another_layer_are_named():
+    state, other = jaxbn.init_state(3), jaxbn.moments(jnp.ones((4, 5)))
+    seen = optim.init_accumulation(state)
+    with pytest.raises(ValueError, match=r"`moments` must have the shape \(3,\)"):
+        optim.accumulate(seen, state, other, ready=True)

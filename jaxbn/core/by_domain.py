@@ -18,8 +18,8 @@ def checked(
 
     Raises:
         TypeError: if a domain is no integer.
-        ValueError: if shapes do not fit, or a domain that is known when this is traced
-            is not one of `states`.
+        ValueError: if shapes do not fit, or a domain that is not in a
+            JAX array is not one of `states`.
     """
     x = checks.array(x)
     (feature,) = checks.feature_axes(x, axis)
@@ -40,7 +40,7 @@ def checked(
             f"`states` must have shape (domains, {x.shape[feature]}), got "
             f"{states.mean.shape}. Create them with `init_domain_state`."
         )
-    if isinstance(domain, int | np.ndarray | np.integer):
+    if not isinstance(domain, Array):  # a JAX array may be traced and is not read
         count, known = states.mean.shape[0], np.asarray(domain)
         wrong = known[(known < 0) | (known >= count)]
         if wrong.size:

@@ -65,6 +65,9 @@ def accumulate(
         The accumulated moments, of no values if `ready`, and the states, each in the
         types they came in, so that both may be carried through `lax.scan`.
 
+    Raises:
+        ValueError: if moments have another shape than their state.
+
     Example:
         >>> state = jaxbn.init_state(1)
         >>> seen = jaxbn.optim.init_accumulation(state)
@@ -74,6 +77,7 @@ def accumulate(
         >>> state.mean, state.var
         (Array([1.5], dtype=float32), Array([1.25], dtype=float32))
     """
+    jax.tree.map(checks.same_shape, states, moments, is_leaf=_is_state)
     add = functools.partial(jax.tree.map, is_leaf=lambda m: isinstance(m, Moments))
     # What is accumulated may be narrower or wider than the moments.
     with jax.numpy_dtype_promotion("standard"):

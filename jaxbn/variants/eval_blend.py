@@ -78,9 +78,7 @@ def eval_blend(
         shift=_each(state.mean, x),
         implementation=implementation,
     )
-    # `alpha` is one for all or has the shape of the channels.
-    weight = jnp.broadcast_to(jnp.asarray(alpha, own.m2.dtype), own.m2.shape)
-    share = jnp.where(own.count > 0, weight, 0)
+    share = jnp.where(own.count > 0, _weight(alpha, own.m2), 0)
     mean, var = (jnp.broadcast_to(v, own.m2.shape) for v in (state.mean, state.var))
     distance = own.mean - mean
     own_var = own.m2 / jnp.maximum(own.count, 1)
@@ -173,6 +171,17 @@ def _each(vector: Array | None, x: Array) -> Array | None:
         return None
     vector = jnp.asarray(vector)
     return jnp.broadcast_to(vector, (x.shape[0], *vector.shape))
+
+
+def _weight(alpha: float | Array, like: Array) -> Array:
+    weight = jnp.asarray(alpha, like.dtype)
+    try:
+        return jnp.broadcast_to(weight, like.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"`alpha` must be a number or have shape {like.shape[1:]}, got "
+            f"{weight.shape}. It is one weight, or one for each channel."
+        ) from error
 
 
 def _check(x: Array, axes: Sequence[int], alpha: float | Array) -> None:

@@ -179,7 +179,7 @@ def test_messages_name_the_argument():
         domain_batch_norm(x, states, jnp.ones(3), domain=0)
 
 
-@pytest.mark.parametrize("domain", [5, -1, np.array([0, 2, 1])])
+@pytest.mark.parametrize("domain", [5, -1, np.array([0, 2, 1]), [0, 2, 1]])
 def test_a_domain_that_is_not_there_is_named(domain):
     x, states = jnp.ones((3, 2)), init_domain_state(2, 2)
     with pytest.raises(ValueError, match="`domain` must be at least 0 and below 2"):

@@ -105,3 +105,9 @@ def test_messages_name_the_argument():
         eval_blend(x, jaxbn.init_state(4), alpha=0.1, axis=0)
     with pytest.raises(ValueError, match="`axis` must not be the first axis"):
         fit_eval_blend(x, state)
+
+
+def test_a_weight_for_other_channels_is_named():
+    x, state = jnp.ones((4, 2, 3)), jaxbn.init_state(3)
+    with pytest.raises(ValueError, match=r"`alpha` must be a number or have shape \(3"):
+        eval_blend(x, state, alpha=np.array([0.5, 0.1]))
