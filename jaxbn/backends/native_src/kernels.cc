@@ -279,11 +279,11 @@ std::unique_ptr<Parts> reduce_runs(const Site& site, RunLoop loop, const Reducti
     part.batch = b;
     part.channel = channel;
     part.width = std::min(width, shape.channels - channel);
-    const Runs runs{part.width, std::min(piece, shape.inner - begin)};
+    const Runs runs{part.width, std::min(piece, shape.inner - begin), true};
     const Vectors vectors = at(reduction.vectors, b * shape.channels + channel, sum_bytes);
     const Mask mask = mask_of(where, shape, b);
     for (int64_t o = first; o < std::min(first + chunk, shape.outer); ++o) {
-      if (mask.data != nullptr && !mask.data[o / mask.repeat]) continue;
+      if (!mask.counts(o)) continue;
       const int64_t offset = ((b * shape.outer + o) * shape.channels + channel) * shape.inner + begin;
       loop(moved(reduction, offset, vectors), runs, &part.partial);
     }
@@ -378,8 +378,9 @@ void map(const Site& site, const Map& map, const Shape& shape, const Where& wher
     const int64_t groups = ceil_div(shape.channels, width), items = shape.batch * shape.outer * groups;
     parallel_for(pool, items, [&](int64_t i) {
       const int64_t item = items - 1 - i, o = item / groups, channel = item % groups * width;
-      const Runs runs{std::min(width, shape.channels - channel), shape.inner};
       const int64_t b = o / shape.outer;
+      const Runs runs{std::min(width, shape.channels - channel), shape.inner,
+                      mask_of(where, shape, b).counts(o % shape.outer)};
       loops.map_runs(moved((o * shape.channels + channel) * shape.inner,
                            at(map.vectors, b * shape.channels + channel, sum_bytes_of(map.type))),
                      runs);

@@ -20,7 +20,6 @@ namespace {
 using jaxbn::Activation;
 using jaxbn::Form;
 using jaxbn::Map;
-using jaxbn::Mask;
 using jaxbn::Partial;
 using jaxbn::Reduction;
 using jaxbn::Rows;
@@ -31,10 +30,6 @@ using jaxbn::Vectors;
 constexpr int kReduced = 4;      // rows summed in registers before the sums are stored
 constexpr int kBlock = 128;      // rows summed in the type of sums; then double
 constexpr int kRunBlock = 4096;  // the same along a run
-
-JAXBN_INLINE bool counts(const Mask& mask, int64_t row) {
-  return mask.data == nullptr || mask.data[row / mask.repeat] != 0;
-}
 
 // ---- elementwise -----------------------------------------------------------------
 
@@ -65,14 +60,16 @@ JAXBN_INLINE Pair<A> gated(Pair<A> value, Pair<A> g, A high) {
   return {gated<kActivation>(value.lo, g.lo, high), gated<kActivation>(value.hi, g.hi, high)};
 }
 
-// What of a Map is known when it is compiled.
-template <Form kForm_, Activation kActivation_, bool kSecond_> struct Kind {
+// What of a Map is known when it is compiled. Where the mask leaves a row or a run out,
+// z = 0: only the other operand passes.
+template <Form kForm_, Activation kActivation_, bool kSecond_, bool kCounts_ = true> struct Kind {
+  using LeftOut = Kind<kForm_, kActivation_, kSecond_, false>;
   static constexpr Form kForm = kForm_;
   static constexpr Activation kActivation = kActivation_;
   static constexpr bool kSecond = kSecond_;  // kGate: residual present; else: a present
   static constexpr bool kReadsA = kForm == Form::kGate || kForm == Form::kBack || kSecond;
   static constexpr bool kReadsResidual = kForm == Form::kGate && kSecond;
-  static constexpr bool kAffine = kForm != Form::kGate;
+  static constexpr bool kAffine = kForm != Form::kGate && kCounts_;
   static constexpr bool kGates = kForm != Form::kExpand;
   static constexpr bool kScales = kForm != Form::kGate && kReadsA;
 };
@@ -132,6 +129,11 @@ template <class T, class K> struct Pointers {
   }
 };
 
+template <class T, class K> JAXBN_INLINE Pointers<T, K> pointers(const Map& map) {
+  return {static_cast<const T*>(map.x), static_cast<const T*>(map.a),
+          static_cast<const T*>(map.residual), static_cast<T*>(map.y)};
+}
+
 template <class T, class K, bool kStream>
 JAXBN_INLINE void map_unit(const Pointers<T, K>& p, const Channel<Pair<typename Access<T>::A>>& by,
                            typename Access<T>::A high) {
@@ -164,37 +166,14 @@ JAXBN_INLINE void map_row(const Map& map, const Pointers<T, K>& p, int64_t width
     map_some<T, K>(p.at(units * unit), channels_at<K, A>(map.vectors, units), high, rest);
 }
 
-// A row that the mask leaves out has z = 0: only the other operand passes.
-template <class T, class K>
-void map_masked_row(const Map& map, const Pointers<T, K>& p, const Rows& rows) {
-  using A = typename Access<T>::A;
-  constexpr int unit = Access<T>::kUnit;
-  const A high = A(map.high);
-  for (int64_t u = 0; u * unit < rows.width; ++u) {
-    const int64_t left = rows.width - u * unit, n = left < unit ? left : unit;
-    Pair<A> y{};
-    if constexpr (K::kScales) {
-      const Channel<Pair<A>> by = channels_at<K, A>(map.vectors, u);
-      y = read_some(p.a + u * unit, n);
-      if constexpr (K::kGates) {
-        const Pair<A> distance = read_some(p.x + u * unit, n) - by.center;
-        y = gated<K::kActivation>(y, distance * by.gate_slope + by.gate_offset, high);
-      }
-      y = by.multiplier * y;
-    }
-    write_some(p.y + u * unit, y, n);
-  }
-}
-
 template <class T, class K, bool kStream> void map_rows_as(const Map& map, const Rows& rows) {
-  const Pointers<T, K> base{static_cast<const T*>(map.x), static_cast<const T*>(map.a),
-                            static_cast<const T*>(map.residual), static_cast<T*>(map.y)};
+  using LeftOut = typename K::LeftOut;
   for (int64_t r = 0; r < rows.count; ++r) {
-    const auto p = base.at(r * rows.stride);
-    if (counts(rows.mask, rows.first + r))
-      map_row<T, K, kStream>(map, p, rows.width);
+    const int64_t at = r * rows.stride;
+    if (rows.mask.counts(rows.first + r))
+      map_row<T, K, kStream>(map, pointers<T, K>(map).at(at), rows.width);
     else
-      map_masked_row<T, K>(map, p, rows);
+      map_row<T, LeftOut, kStream>(map, pointers<T, LeftOut>(map).at(at), rows.width);
   }
   if constexpr (kStream) finish_streams();
 }
@@ -203,8 +182,7 @@ template <class T, class K, bool kStream> void map_run(const Map& map, const Run
   using A = typename Access<T>::A;
   constexpr int unit = Access<T>::kUnit;
   const A high = A(map.high);
-  const Pointers<T, K> base{static_cast<const T*>(map.x), static_cast<const T*>(map.a),
-                            static_cast<const T*>(map.residual), static_cast<T*>(map.y)};
+  const auto base = pointers<T, K>(map);
   const auto value = [](const void* p, int64_t c) {
     return all_of<A>(p == nullptr ? A(0) : plain_nan(static_cast<const A*>(p)[c]));
   };
@@ -251,7 +229,7 @@ struct Merge {
 JAXBN_INLINE int collect(const Rows& rows, int64_t& next, int64_t* offsets) {
   int n = 0;
   for (; next < rows.count && n < kBlock; ++next)
-    if (counts(rows.mask, rows.first + next)) offsets[n++] = next * rows.stride;
+    if (rows.mask.counts(rows.first + next)) offsets[n++] = next * rows.stride;
   return n;
 }
 
@@ -587,6 +565,8 @@ void map_runs(const Map& map, const Runs& runs) {
                         reinterpret_cast<uintptr_t>(map.y) % sizeof(T) == 0;
     with_kind(map, [&](auto kind) {
       using K = decltype(kind);
+      using LeftOut = typename K::LeftOut;
+      if (!runs.counts) return map_run<T, LeftOut, false>(map, runs);
       stream ? map_run<T, K, true>(map, runs) : map_run<T, K, false>(map, runs);
     });
   });

@@ -20,6 +20,8 @@ enum class Activation : int { kNone, kClamp };
 struct Mask {
   const uint8_t* data;
   int64_t repeat;
+
+  bool counts(int64_t row) const { return data == nullptr || data[row / repeat] != 0; }
 };
 
 // Per channel: z = slope * (x - center) + offset, and the factor of the other operand.
@@ -69,6 +71,7 @@ struct Rows {
 
 struct Runs {
   int64_t channels, length;  // the runs of consecutive channels follow each other
+  bool counts;               // whether the mask keeps them; read by maps only
 };
 
 // Moments are merged into (count, mean, m2), sums added to (total, moment).
