@@ -35,13 +35,23 @@ VALID = np.array([[True, True, True], [True, False, True]])[..., None]
 WEIGHTS = np.random.default_rng(1).normal(size=SHAPE)
 
 
-def plain(x, scale, bias, *, masked, sync):
-    """The paper in jnp: statistics over all members if `sync`, else over each."""
-    over = (0, 1) if sync else (1,)
-    valid = jnp.asarray(VALID if masked else np.ones_like(VALID), x.dtype)
-    count = jnp.sum(valid, over, keepdims=True)
-    mean = jnp.sum(valid * x, over, keepdims=True) / count
-    var = jnp.sum(valid * (x - mean) ** 2, over, keepdims=True) / count
+def sharing(*, masked, sync):
+    """Which values count, and whose statistics a member uses, both as numbers."""
+    valid = VALID if masked else np.ones_like(VALID)
+    together = np.ones((MEMBERS, MEMBERS)) if sync else np.eye(MEMBERS)
+    return valid.astype(np.float64), together
+
+
+def plain(x, scale, bias, valid, together):
+    """The paper in jnp: mask and synchronisation are data, so one program has all."""
+
+    def total(values):
+        sums = jnp.sum(valid * values, 1)
+        return jnp.sum(together[..., None] * sums[None], 1)[:, None]
+
+    count = total(jnp.ones_like(x))
+    mean = total(x) / count
+    var = total((x - mean) ** 2) / count
     scale, bias = (v.reshape(1, 1, -1) for v in (scale, bias))
     return (x - mean) / jnp.sqrt(var + 1e-2) * scale + bias
 
@@ -199,51 +209,87 @@ TRANSFORMATIONS = {
     third_order: 3, third_order_reverse: 3,
 }  # fmt: skip
 OUTER = ("float32", "bfloat16", "float64")
+ALL = tuple(TRANSFORMATIONS)
+# What the quick suite sees; keys are implementation, type, mask and synchronisation.
+# The rest of the table crosses the same rules with more types, masks and loops.
+QUICK = {
+    ("xla", "float32", True, True): ALL,
+    ("xla", "float32", False, False): (
+        grad, jvp, linearize, checkpoint, scan, vmap_of_grad, hessian, third_order
+    ),
+    ("xla", "float32", True, False): (grad, jvp, vmap_of_grad, checkpoint),
+    ("xla", "float32", False, True): (grad, jvp, vmap_of_grad, checkpoint),
+    ("xla", "bfloat16", True, True): (
+        grad, jvp, jacfwd, linear_transpose, hessian
+    ),
+    ("xla", "float64", True, True): (jacrev, reverse_over_forward, third_order),
+    ("native", "float32", True, True): (
+        grad, jvp, vmap_of_grad, scan, hessian, third_order
+    ),
+    ("native", "bfloat16", True, True): (grad, jvp, vmap_of_grad),
+}  # fmt: skip
+
+
+def compiled_once(function, args, transformations):
+    """Every transformation of `function`, from one program, as NumPy arrays."""
+
+    def all_of_them(*args):
+        return {t.__name__: t(function, args) for t in transformations}
+
+    return as_arrays(jax.jit(all_of_them)(*args))
+
+
+def as_arrays(results):
+    return {k: list(map(np.asarray, jax.tree.leaves(v))) for k, v in results.items()}
 
 
 @functools.cache
-def wanted(transformation, *, masked, sync):
+def wanted_program():
+    @jax.jit
+    def all_of_them(args, valid, together):
+        def function(x, scale, bias):
+            return plain(x, scale, bias, valid, together)
+
+        return {t.__name__: t(function, args) for t in ALL}
+
+    return all_of_them
+
+
+@functools.cache
+def wanted(*, masked, sync):
+    """All transformations of the paper in float64."""
     with jax.enable_x64(True):
         args = tuple(jnp.asarray(a, jnp.float64) for a in arguments())
-
-        def function(x, scale, bias):
-            return plain(x, scale, bias, masked=masked, sync=sync)
-
-        result = jax.jit(lambda *args: transformation(function, args))(*args)
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
+        numbers = map(jnp.asarray, sharing(masked=masked, sync=sync))
+        return as_arrays(wanted_program()(args, *numbers))
 
 
-def table():
-    """All rows; those that add least are left to the slow suite."""
-    for transformation, implementation, dtype, masked, sync in itertools.product(
-        TRANSFORMATIONS, IMPLEMENTATIONS, OUTER, (False, True), (False, True)
+def programs():
+    """The table, as programs of one quick and of one slow part of its rows."""
+    for implementation, dtype, masked, sync in itertools.product(
+        IMPLEMENTATIONS, OUTER, (False, True), (False, True)
     ):
-        first = TRANSFORMATIONS[transformation] == 1
-        hardest = masked and sync
-        if implementation == "xla":
-            quick = hardest or (dtype == "float32" and (first or masked == sync))
-        else:  # the rules are the same, the loops are not
-            quick = hardest and (dtype == "float32" or (first and dtype == "bfloat16"))
-        words = (
-            transformation.__name__,
-            implementation,
-            dtype,
-            "masked" if masked else "all",
-            "sync" if sync else "local",
-        )
-        yield pytest.param(
-            transformation, implementation, dtype, masked, sync,
-            id="-".join(words), marks=[] if quick else [pytest.mark.slow],
-        )  # fmt: skip
+        key = implementation, dtype, masked, sync
+        quick = QUICK.get(key, ())
+        slow = tuple(t for t in ALL if t not in quick)
+        words = implementation, dtype, MASKED[masked], SHARED[sync]
+        if quick:
+            yield pytest.param(quick, *key, id="-".join(words))
+        if slow:
+            mark = pytest.mark.slow
+            yield pytest.param(slow, *key, id="-".join((*words, "rest")), marks=mark)
+
+
+MASKED, SHARED = {False: "all", True: "masked"}, {False: "local", True: "sync"}
 
 
 @pytest.mark.parametrize(
-    ("transformation", "implementation", "dtype", "masked", "sync"), table()
+    ("transformations", "implementation", "dtype", "masked", "sync"), programs()
 )
-def test_derivative_matches_float64(
-    transformation, implementation, dtype, masked, sync
+def test_derivatives_match_float64(
+    transformations, implementation, dtype, masked, sync
 ):
-    want = wanted(transformation, masked=masked, sync=sync)
+    want = wanted(masked=masked, sync=sync)
     with jax.enable_x64(dtype == "float64"):
         x, scale, bias = arguments()
         wide = jnp.float64 if dtype == "float64" else jnp.float32
@@ -253,87 +299,168 @@ def test_derivative_matches_float64(
             jnp.asarray(bias, wide),
         )
         function = layer(implementation, masked=masked, sync=sync)
-        result = jax.jit(lambda *args: transformation(function, args))(*args)
-        got = jax.tree.leaves(result)
-    order = TRANSFORMATIONS[transformation]
+        got = compiled_once(function, args, transformations)
+    errors = {
+        t.__name__: relative_error(got[t.__name__], want[t.__name__], dtype)
+        for t in transformations
+    }
     # Every full array of an order is rounded to the type of x a few times.
-    step = 8 * 4**order * reference.unit_roundoff(dtype)
+    step = 8 * reference.unit_roundoff(dtype)
+    allowed = {t.__name__: step * 4**order for t, order in TRANSFORMATIONS.items()}
+    wrong = {name: e for name, e in errors.items() if not e <= allowed[name]}
+    assert not wrong, allowed
+
+
+def relative_error(got, want, dtype):
+    """The largest error, relative to the size of what is wanted."""
     assert len(got) == len(want)
+    largest = 0.0
     for value, expected in zip(got, want, strict=True):
         size = max(np.abs(e).max() for e in want) if dtype == "bfloat16" else 1.0
         size = max(size, np.abs(expected).max())
         error = np.abs(reference.wide(value) - expected).max()
-        assert error <= step * size, (error / size, step)
+        largest = np.fmax(largest, error / size) if error == error else np.inf
+    return largest
 
 
+@functools.cache
+def plain_gradients():
+    def loss(args, valid, together):
+        y = plain(*args, valid, together)
+        return jnp.sum(y * WEIGHTS), y
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize("sync", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_float64_reference_in_jnp_is_that_in_numpy(masked):
+def test_the_float64_reference_in_jnp_is_that_in_numpy(masked, sync):
+    x, scale, bias = arguments()
     with jax.enable_x64(True):
-        x, scale, bias = arguments()
-
-        def loss(x, scale, bias):
-            y = plain(x, scale, bias, masked=masked, sync=True)
-            return jnp.sum(y * WEIGHTS), y
-
-        got, y = jax.grad(loss, EVERY, has_aux=True)(
-            *map(jnp.asarray, (x, scale, bias))
-        )
+        got, y = plain_gradients()((x, scale, bias), *sharing(masked=masked, sync=sync))
     options = {"where": VALID if masked else None, "epsilon": 1e-2}
-    np.testing.assert_allclose(
-        y, reference.batch_norm(x, scale, bias, **options), atol=1e-12
-    )
-    want = reference.gradients(x, WEIGHTS, scale, **options)
+    groups = [(0, 1)] if sync else [(0,), (1,)]
+    parts = [part_of(group, x, scale, bias, **options) for group in groups]
+    ys, dxs, dscales, dbiases = zip(*parts, strict=True)
+    np.testing.assert_allclose(y, np.concatenate(ys), atol=1e-12)
+    want = np.concatenate(dxs), sum(dscales), sum(dbiases)
     for value, expected in zip(got, want, strict=True):
         np.testing.assert_allclose(value, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint], ids=["jit", "checkpoint"])
-@pytest.mark.parametrize("groups", [None, [[0, 2], [1]]], ids=["all", "groups"])
-def test_a_rule_that_runs_outside_of_vmap_still_shares_statistics(wrap, groups):
-    """The mean is far from the state, so a second all-reduce is needed there too."""
+def part_of(group, x, scale, bias, *, where, epsilon):
+    """Output and gradients of the members that share statistics."""
+    x, ct = x[list(group)], WEIGHTS[list(group)]
+    where = None if where is None else where[list(group)]
+    options = {"where": where, "epsilon": epsilon}
+    y = reference.batch_norm(x, scale, bias, **options)
+    return y, *reference.gradients(x, ct, scale, **options)
+
+
+@functools.cache
+def gradients_outside_of_vmap():
+    """Input, weights of the loss, and gradients for every wrapper and grouping."""
     x, ct = np.random.default_rng(0).normal(size=(2, 3, 8, 2)).astype(np.float32)
     x += np.float32(1000)
 
-    def member(x):
-        state = jaxbn.init_state(CHANNELS)
-        return jaxbn.batch_norm(x, state, axis_name="i", axis_groups=groups)[0]
+    def gradient(x, wrap, groups):
+        def member(x):
+            state = jaxbn.init_state(CHANNELS)
+            return jaxbn.batch_norm(x, state, axis_name="i", axis_groups=groups)[0]
 
-    layer = wrap(jax.vmap(member, axis_name="i"))
-    got = jax.grad(lambda x: jnp.sum(layer(x) * ct))(jnp.asarray(x))
-    for group in groups or [[0, 1, 2]]:
-        flat, weights = (a[np.array(group)].reshape(-1, 2) for a in (x, ct))
-        want = reference.gradients(flat, weights, np.ones(2))[0]
-        part = np.asarray(got)[np.array(group)].reshape(-1, 2)
-        np.testing.assert_allclose(part, want, atol=1e-4)
+        layer = wrap(jax.vmap(member, axis_name="i"))
+        return jax.grad(lambda x: jnp.sum(layer(x) * ct))(x)
+
+    @jax.jit
+    def all_of_them(x):
+        return [[gradient(x, w, g) for g in GROUPS.values()] for w in WRAPPERS.values()]
+
+    found = all_of_them(x)
+    by_name = {
+        (wrap, groups): np.asarray(value)
+        for wrap, row in zip(WRAPPERS, found, strict=True)
+        for groups, value in zip(GROUPS, row, strict=True)
+    }
+    return x, ct, by_name
 
 
-ACTIVATED = [grad, jvp, forward_over_reverse, reverse_over_reverse, third_order]
+WRAPPERS = {"jit": jax.jit, "checkpoint": jax.checkpoint}
+GROUPS = {"all": None, "groups": [[0, 2], [1]]}
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "silu"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("transformation", ACTIVATED, ids=lambda t: t.__name__)
-def test_derivative_through_activation_and_residual_matches_float64(
-    transformation, implementation, activation
-):
+def test_a_rule_that_runs_outside_of_vmap_still_shares_statistics():
+    """The mean is far from the state, so a second all-reduce is needed there too."""
+    x, ct, found = gradients_outside_of_vmap()
+    for (wrap, groups), got in found.items():
+        for group in GROUPS[groups] or [[0, 1, 2]]:
+            flat, weights = (a[np.array(group)].reshape(-1, 2) for a in (x, ct))
+            want = reference.gradients(flat, weights, np.ones(2))[0]
+            part = got[np.array(group)].reshape(-1, 2)
+            np.testing.assert_allclose(
+                part, want, atol=1e-4, err_msg=f"{wrap}, {groups}"
+            )
+
+
+ACTIVATED = (grad, jvp, forward_over_reverse, reverse_over_reverse, third_order)
+ACTIVATIONS = {"None": lambda z: z, "relu": jax.nn.relu, "silu": jax.nn.silu}
+QUICK_ACTIVATED = {
+    "xla": {"None": (jvp, third_order), "relu": ACTIVATED, "silu": ACTIVATED},
+    "native": {"relu": (grad, jvp, third_order), "silu": (grad, reverse_over_reverse)},
+}
+
+
+def activated(*, slow):
+    """For each activation, what is differentiated how with which loops."""
+    for activation in ACTIVATIONS:
+        rows = {}
+        for implementation in IMPLEMENTATIONS:
+            quick = QUICK_ACTIVATED.get(implementation, {}).get(activation, ())
+            rest = tuple(t for t in ACTIVATED if t not in quick)
+            rows[implementation] = rest if slow else quick
+        yield activation, {k: v for k, v in rows.items() if v}
+
+
+@pytest.mark.parametrize(
+    ("activation", "rows"),
+    [
+        *(pytest.param(*row, id=row[0]) for row in activated(slow=False)),
+        *(
+            pytest.param(*row, id=f"{row[0]}-rest", marks=pytest.mark.slow)
+            for row in activated(slow=True)
+            if row[1]
+        ),
+    ],
+)
+def test_derivatives_through_activation_and_residual_match_float64(activation, rows):
     """The residual is a function of `x`, so its tangent and cotangent are seen too."""
-    act = {None: lambda z: z, "relu": jax.nn.relu, "silu": jax.nn.silu}[activation]
 
-    def fused(x, scale, bias):
-        return jaxbn.batch_norm(
+    def fused(implementation):
+        return lambda x, scale, bias: jaxbn.batch_norm(
             x, jaxbn.init_state(CHANNELS), scale, bias, epsilon=1e-2,
-            activation=activation, residual=jnp.sin(x), implementation=implementation,
+            activation=None if activation == "None" else activation,
+            residual=jnp.sin(x), implementation=implementation,
         )[0]  # fmt: skip
 
     def written_out(x, scale, bias):
-        y = plain(x, scale, bias, masked=False, sync=True)
-        return act(y + jnp.sin(x))
+        y = plain(x, scale, bias, *sharing(masked=False, sync=True))
+        return ACTIVATIONS[activation](y + jnp.sin(x))
+
+    @jax.jit
+    def all_of_them(*args):
+        used = [t for t in ACTIVATED if any(t in row for row in rows.values())]
+        want = {t.__name__: t(written_out, args) for t in used}
+        found = {
+            implementation: {t.__name__: t(fused(implementation), args) for t in row}
+            for implementation, row in rows.items()
+        }
+        return want, found
 
     with jax.enable_x64(True):
-        args = tuple(map(jnp.asarray, arguments()))
-        got = jax.jit(lambda *args: transformation(fused, args))(*args)
-        want = jax.jit(lambda *args: transformation(written_out, args))(*args)
-        for value, expected in zip(
-            jax.tree.leaves(got), jax.tree.leaves(want), strict=True
-        ):
-            np.testing.assert_allclose(value, expected, atol=1e-9)
+        want, found = all_of_them(*map(jnp.asarray, arguments()))
+    for implementation, row in found.items():
+        for name, got in row.items():
+            leaves = jax.tree.leaves(got), jax.tree.leaves(want[name])
+            for value, expected in zip(*leaves, strict=True):
+                np.testing.assert_allclose(
+                    value, expected, atol=1e-9, err_msg=f"{implementation}, {name}"
+                )
