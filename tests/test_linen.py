@@ -370,7 +370,7 @@ def test_activation_and_residual_are_applied_to_the_result():
             for inference in (True, False)
         }
 
-    residual = normal((16, 4), seed=1)
+    residual = normal((16, 4), seed=5)
     for inference, (plain, got) in run(X, residual).items():
         want = np.maximum(plain + residual, 0)
         assert_close({inference: got}, {inference: want})

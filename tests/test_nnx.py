@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,9 @@ def stats(module):
     return variables(module, nnx.BatchStat)
 
 
+X = normal((16, 4))
+
+
 @nnx.jit
 def train(module, x, **call):
     return module(x, use_running_average=False, **call)
@@ -53,6 +57,11 @@ def evaluate(module, x):
 
 
 @nnx.jit
+def apply(module, x):
+    """A call in the mode of the module."""
+    return module(x)
+
+
 def differentiate(module, x, **call):
     """A step in training with the gradients of a loss in parameters and input."""
 
@@ -62,89 +71,166 @@ def differentiate(module, x, **call):
         return jnp.sum(jnp.sin(wide.real + wide.imag)), y
 
     inputs = (0, 1) if jnp.issubdtype(x.dtype, jnp.inexact) else 0
-    return nnx.grad(loss, argnums=inputs, has_aux=True)(module, x)
+    gradients, y = nnx.grad(loss, argnums=inputs, has_aux=True)(module, x)
+    return y, nnx.to_pure_dict(nnx.state(gradients))
+
+
+def of_cases(function, graphs):
+    """One program with a call of `function` for the module of every case.
+
+    It gives the result and the variables after the call.
+    """
+
+    def one(graph, state, *rest):
+        module = nnx.merge(graph, state)
+        return function(module, *rest), nnx.state(module)
+
+    @jax.jit
+    def run(states, *trees):
+        return {
+            name: one(graph, states[name], *(tree[name] for tree in trees))
+            for name, graph in graphs.items()
+        }
+
+    return run
+
+
+# In these the first step may change the type of the statistics: compiled twice.
+CHANGING = ("complex-d32",)
 
 
 @functools.cache
-def results(kind, name):
-    """Everything that training a layer for three steps gives."""
-    case = NNX_CASES[name]
-    module, x = make(kind, **case.options), case.x
-    before = variables(module)
+def results(kind):
+    """Everything that training for three steps gives, for each of the cases."""
+    rest = (name for name in NNX_CASES if name not in CHANGING)
+    return results_of(kind, CHANGING) | results_of(kind, rest)
+
+
+def results_of(kind, names):
+    """The results of these cases, whose layers are in the same two programs."""
+    cases = {name: NNX_CASES[name] for name in names}
+    parts = {
+        name: nnx.split(make(kind, **case.options)) for name, case in cases.items()
+    }
+    graphs = {name: graph for name, (graph, _) in parts.items()}
+    states = before = {name: state for name, (_, state) in parts.items()}
+    step = of_cases(lambda m, x, call: differentiate(m, x, **call), graphs)
+    evaluation = of_cases(lambda m, x: m(x, use_running_average=True), graphs)
     for i in range(3):
-        gradients, y = differentiate(module, x + i, **case.call)
+        # Added outside: XLA may keep a sum of 16 bits in 32 where it is used.
+        inputs = {n: case.x + np.asarray(i, case.x.dtype) for n, case in cases.items()}
+        after = step(states, inputs, {name: case.call for name, case in cases.items()})
+        states = {name: state for name, (_, state) in after.items()}
+    ends = evaluation(states, {name: case.x for name, case in cases.items()})
+
+    def stats(state):
+        return nnx.to_pure_dict(nnx.filter_state(state, nnx.BatchStat))
+
     return {
-        "start": before,
-        "values": y,
-        "statistics": stats(module),
-        "evaluation": evaluate(module, x),
-        "gradients": jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(gradients))),
+        name: {
+            "start": nnx.to_pure_dict(before[name]),
+            "values": after[name][0][0],
+            "statistics": stats(states[name]),
+            "evaluation": ends[name][0],
+            "statistics after evaluation": stats(ends[name][1]),
+            "gradients": after[name][0][1],
+        }
+        for name in cases
     }
 
 
+of_all_cases = pytest.mark.filterwarnings("ignore:Casting complex values to real")
+
+
+@of_all_cases
 @pytest.mark.parametrize("name", NNX_CASES)
 def test_variables_at_the_start_equal_those_of_flax(name):
-    case = NNX_CASES[name]
-    ours, want = (make(kind, **case.options) for kind in (OURS, FLAX))
-    assert_close(variables(ours), variables(want), 0)
+    got, want = results(OURS)[name]["start"], results(FLAX)[name]["start"]
+    assert_close(got, want, 0)
 
 
-@pytest.mark.filterwarnings("ignore:Casting complex values to real")
+@of_all_cases
 @pytest.mark.parametrize("what", ["values", "statistics", "evaluation", "gradients"])
 @pytest.mark.parametrize("name", NNX_CASES)
 def test_results_equal_those_of_flax(name, what):
-    got, want = results(OURS, name)[what], results(FLAX, name)[what]
+    got, want = results(OURS)[name][what], results(FLAX)[name][what]
     assert_close(got, want, NNX_CASES[name].tolerance)
+
+
+@of_all_cases
+@pytest.mark.parametrize("name", NNX_CASES)
+def test_evaluation_changes_no_statistics(name):
+    one = results(OURS)[name]
+    assert_close(one["statistics after evaluation"], one["statistics"], 0)
 
 
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")
 def test_float64_results_equal_those_of_flax():
     with jax.enable_x64(True):
-        x = normal((16, 4)).astype(jnp.float64)
         ours, want = make(OURS), make(FLAX)
-        assert_close(train(ours, x), train(want, x))
+
+        @nnx.jit
+        def both(ours, want, x):
+            return train(ours, x), train(want, x)
+
+        got, wanted = both(ours, want, X.astype(np.float64))
+        assert got.dtype == np.float64
+        assert_close(got, wanted)
         assert_close(stats(ours), stats(want))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_types_of_variables_do_not_change_in_training(dtype):
     module = make(OURS, debias=True, dtype=dtype)
-    before = variables(module)
-    train(module, normal((8, 4), dtype))
-    assert_close(variables(module), before, np.inf)
+    graph, before = nnx.split(module)
+
+    def run(state, x):
+        copy = nnx.merge(graph, state)
+        return copy(x, use_running_average=False), nnx.state(copy)
+
+    y, after = jax.eval_shape(run, before, normal((8, 4), dtype))
+    assert y.dtype == dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        nnx.to_pure_dict(after), nnx.to_pure_dict(before)
+    )
 
 
 def test_linen_nnx_and_the_function_are_equal_bit_for_bit():
-    x, mask, residual = (
-        normal((16, 4)),
-        jnp.arange(16)[:, None] % 3 > 0,
-        normal((16, 4)),
-    )
+    mask, residual = np.arange(16)[:, None] % 3 > 0, normal((16, 4), seed=5)
     options = {"activation": "silu", "unbiased": True, "momentum": 0.9}
     module = make(OURS, debias=True, **options)
     linen = jaxbn.linen.BatchNorm(False, debias=True, **options)
-    linen_variables = linen.init(jax.random.key(0), x)
-    state, one, zero = jaxbn.init_state(4), jnp.ones(4), jnp.zeros(4)
+    state, one, zero = jaxbn.init_state(4), np.ones(4, "f"), np.zeros(4, "f")
+    variables = {
+        "params": {"scale": one, "bias": zero},
+        "batch_stats": state._asdict(),
+    }
+
+    @jax.jit
+    def step(state):
+        more = {"where": mask, "residual": residual, **options}
+        return jaxbn.batch_norm(X, state, one, zero, **more)
+
+    @jax.jit
+    def step_of_linen(variables):
+        more = {"mask": mask, "residual": residual}
+        y, new = linen.apply(variables, X, mutable="batch_stats", **more)
+        return y, {**variables, **new}
+
     for _ in range(2):
-        y, state = jaxbn.batch_norm(
-            x, state, one, zero, where=mask, residual=residual, **options
-        )
-        by_nnx = module(x, mask=mask, residual=residual)
-        by_linen, changed = linen.apply(
-            linen_variables, x, mask=mask, residual=residual, mutable="batch_stats"
-        )
-        linen_variables = {**linen_variables, **changed}
+        y, state = step(state)
+        by_nnx = train(module, X, mask=mask, residual=residual)
+        by_linen, variables = step_of_linen(variables)
     assert_close((by_nnx, stats(module)), (y, state._asdict()), 0)
-    assert_close((by_linen, changed["batch_stats"]), (y, state._asdict()), 0)
+    assert_close((by_linen, variables["batch_stats"]), (y, state._asdict()), 0)
 
 
 @pytest.mark.parametrize("writer, reader", [(OURS, FLAX), (FLAX, OURS)])
 def test_the_state_of_one_updates_the_other(writer, reader):
-    x = normal((16, 4))
     source, target = make(writer), make(reader)
-    train(source, x)
+    train(source, X)
     nnx.update(target, nnx.state(source))
-    assert_close(evaluate(target, x), evaluate(source, x))
+    assert_close(evaluate(target, X), evaluate(source, X))
 
 
 # --- signatures, modes, errors -------------------------------------------------------
@@ -166,19 +252,19 @@ def test_the_defaults_of_the_constructor_are_those_of_flax():
 
 
 def test_train_and_eval_switch_the_mode():
-    module, x = make(OURS), normal((16, 4)) + 3
-    first = module(x)
+    module = make(OURS)
+    first = apply(module, X)
     module.eval()
-    assert_close(module(x), evaluate(module, x))
+    assert_close(apply(module, X), evaluate(module, X))
     module.train()
-    assert_close(module(x), first)
+    assert_close(apply(module, X), first)
 
 
 def test_a_view_has_its_own_mode_and_the_same_variables():
-    module, x = make(OURS), normal((16, 4)) + 3
+    module = make(OURS)
     view = nnx.view(module, use_running_average=True)
-    module(x)
-    assert_close(view(x), evaluate(module, x))
+    apply(module, X)
+    assert_close(apply(view, X), evaluate(module, X))
     assert module.use_running_average is False
 
 
@@ -187,31 +273,36 @@ def test_view_info_describes_the_mode():
 
 
 def test_the_mode_of_the_call_comes_before_that_of_the_constructor():
-    module, x = make(OURS, use_running_average=True), normal((16, 4))
+    module = make(OURS, use_running_average=True)
     before = stats(module)
-    module(x, True)
+    evaluate(module, X)
     assert_close(stats(module), before, 0)
-    module(x, False)
+    train(module, X)
     assert not np.array_equal(stats(module)["mean"], before["mean"])
 
 
+def types_of(module, *args, **call):
+    """What a call gives, or its error, without compiling a program for it."""
+    graph, state = nnx.split(module)
+    return jax.eval_shape(lambda: nnx.merge(graph, state)(*args, **call))
+
+
 def test_a_missing_mode_is_the_error_of_flax():
-    x = normal((4, 4))
     with pytest.raises(ValueError) as want:
-        make(FLAX, use_running_average=None)(x)
+        types_of(make(FLAX, use_running_average=None), X)
     first_line = str(want.value).splitlines()[0]
     with pytest.raises(ValueError, match=re.escape(first_line)):
-        make(OURS, use_running_average=None)(x)
+        types_of(make(OURS, use_running_average=None), X)
 
 
 def test_an_unbound_axis_name_is_an_error():
     with pytest.raises(ValueError, match="`axis_name` must be bound here"):
-        make(OURS, axis_name="d")(normal((4, 4)))
+        types_of(make(OURS, axis_name="d"), X)
 
 
 def test_a_wrong_number_of_features_is_an_error_that_names_both():
     with pytest.raises(ValueError, match=re.escape("must have shape (3,)")):
-        make(OURS)(normal((8, 3)))
+        types_of(make(OURS), normal((8, 3)))
 
 
 def test_metadata_of_the_parameters_is_kept():
@@ -233,17 +324,16 @@ def test_sharding_metadata_gives_the_specification_of_flax():
 
 
 def test_evaluation_after_one_debiased_step_equals_training():
-    x = normal((64, 4)) + 10
     module = make(OURS, debias=True)
-    y = train(module, x)
-    assert_close(evaluate(module, x), y)
+    y = train(module, X + 10)
+    assert_close(evaluate(module, X + 10), y)
 
 
 def test_debias_adds_a_count_as_a_batch_statistic():
     module = make(OURS, debias=True)
-    train(module, normal((8, 4)))
+    train(module, X)
     assert isinstance(module.count, nnx.BatchStat)
-    assert_close(module.count[...], jnp.ones(4), 0)
+    assert_close(module.count[...], np.ones(4, np.float32), 0)
 
 
 def test_momentum_none_averages_all_batches_equally():
@@ -255,31 +345,47 @@ def test_momentum_none_averages_all_batches_equally():
 
 def test_several_feature_axes_have_statistics_of_their_shape():
     x = normal((8, 4, 3))
-    module = make(OURS, (4, 3), axis=[1, 2])
-    flat = make(OURS, 12)
-    assert_close(train(module, x), train(flat, x.reshape(8, 12)).reshape(8, 4, 3))
+
+    @jax.jit
+    def run(x):
+        flat = make(OURS, 12)
+        got = make(OURS, (4, 3), axis=[1, 2])(x)
+        return got, flat(x.reshape(8, 12)).reshape(8, 4, 3)
+
+    assert_close(*run(x))
 
 
 def test_flax_defect_d15_a_nonfinite_batch_is_kept_out_of_the_running_statistics():
-    module, x = make(OURS, skip_nonfinite=True), normal((8, 4))
+    module, x = make(OURS, skip_nonfinite=True), X.copy()
     train(module, x)
     before = stats(module)
-    train(module, x.at[0, 0].set(jnp.nan))
+    x[0, 0] = np.nan
+    train(module, x)
     assert_close(stats(module), before, 0)
 
 
-@pytest.mark.parametrize("inference", [True, False])
-def test_activation_and_residual_are_applied_to_the_result(inference):
-    x, residual = normal((8, 4)), normal((8, 4), seed=1)
-    got = make(OURS, activation="relu")(x, inference, residual=residual)
-    want = nnx.relu(make(OURS)(x, inference) + residual)
-    assert_close(got, want)
+def test_activation_and_residual_are_applied_to_the_result():
+    @jax.jit
+    def run(x, residual):
+        """With and without them, in training and at evaluation."""
+        return {
+            inference: (
+                make(OURS, activation="relu")(x, inference, residual=residual),
+                make(OURS)(x, inference),
+            )
+            for inference in (True, False)
+        }
+
+    residual = normal((16, 4), seed=5)
+    for inference, (got, plain) in run(X, residual).items():
+        want = np.maximum(plain + residual, 0)
+        assert_close({inference: got}, {inference: want})
 
 
 @pytest.mark.parametrize("inference", [True, False])
 def test_the_implementation_is_passed_on(inference):
     with pytest.raises(ValueError, match="`implementation` must be one of"):
-        make(OURS, implementation="abacus")(normal((4, 4)), inference)
+        types_of(make(OURS, implementation="abacus"), X, inference)
 
 
 def test_both_names_of_the_groups_together_are_an_error():
@@ -288,65 +394,80 @@ def test_both_names_of_the_groups_together_are_an_error():
 
 
 def test_axis_index_groups_without_an_axis_name_are_ignored_as_in_flax():
-    x = normal((8, 4))
-    assert_close(make(OURS, axis_index_groups=[[0, 1]])(x), make(FLAX)(x))
+    got, want = make(OURS, axis_index_groups=[[0, 1]]), make(FLAX)
+    assert_close(train(got, X), train(want, X))
 
 
 # --- where flax is wrong -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bfloat16])
-def test_flax_defect_d6_a_mask_of_numbers_means_nonzero(dtype):
-    x, mask = normal((8, 4)), jnp.arange(8)[:, None] % 3
-    assert_close(
-        train(make(OURS), x, mask=mask.astype(dtype)),
-        train(make(OURS), x, mask=mask != 0),
-        0,
-    )
+def test_flax_defect_d6_a_mask_of_numbers_means_nonzero():
+    mask = np.arange(16)[:, None] % 3
+
+    @jax.jit
+    def run(x):
+        """With the numbers and with the mask that they mean."""
+        return {
+            dtype: (
+                make(OURS)(x, mask=mask.astype(dtype)),
+                make(OURS)(x, mask=mask != 0),
+            )
+            for dtype in ("float32", "int32", "bfloat16")
+        }
+
+    for dtype, (got, want) in run(X).items():
+        assert_close({dtype: got}, {dtype: want}, 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_flax_defect_d7_evaluation_in_bfloat16_never_rounds_the_running_mean(dtype):
-    x = (normal((512, 4)) + 100).astype(dtype)
-    module = make(OURS, momentum=0.0, dtype=jnp.bfloat16)
-    y = train(module, x)
-    assert_close(evaluate(module, x), y, 2**-8)
+def test_flax_defect_d7_evaluation_in_bfloat16_never_rounds_the_running_mean():
+    """And the statistics do not come from rounded input."""
 
+    @jax.jit
+    def run(x):
+        module = make(OURS, momentum=0.0, dtype=jnp.bfloat16)
+        y = module(x)
+        return module(x, use_running_average=True), y, module.var[...]
 
-def test_flax_defect_d7_statistics_do_not_come_from_rounded_input():
-    x = normal((512, 4)) + 100
-    module = make(OURS, momentum=0.0, dtype=jnp.bfloat16)
-    train(module, x)
-    assert_close(stats(module)["var"], jnp.var(x, 0), 1e-4)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = (normal((512, 4)) + 100).astype(dtype)
+        got, want, var = run(x)
+        assert_close({str(dtype): got}, {str(dtype): want}, 2**-8)
+        if dtype == jnp.float32:
+            assert_close(var, np.var(x, 0), 1e-4)
 
 
 def test_the_running_mean_of_complex_input_keeps_its_imaginary_part():
-    x = normal((16, 4), jnp.complex64)
-    module = make(OURS, momentum=0.0)
-    y = train(module, x)
-    assert_close(evaluate(module, x), y)
+    @jax.jit
+    def run(x):
+        module = make(OURS, momentum=0.0)
+        y = module(x)
+        return module(x, use_running_average=True), y
+
+    assert_close(*run(normal((16, 4), jnp.complex64)))
 
 
 def test_a_mean_much_larger_than_the_deviation_does_not_cancel():
-    x = normal((256, 4)) + 1e4
+    x = normal((256, 4)) + np.float32(1e4)
     exact = np.asarray(x, np.float64)
     want = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
     assert np.abs(train(make(OURS), x) - want).max() < 1e-3
 
 
 def test_no_gradient_flows_into_running_statistics():
-    def total(module, x):
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        module = make(OURS)
         module(x)
         return sum(map(jnp.sum, stats(module).values()))
 
-    gradient = nnx.grad(total, argnums=1)(make(OURS), normal((8, 4)))
-    assert not gradient.any()
+    assert not np.any(gradient(X))
 
 
 def test_a_batch_without_valid_values_leaves_the_statistics_alone():
-    module, x = make(OURS), normal((8, 4))
-    train(module, x)
+    module = make(OURS)
+    train(module, X)
     before = stats(module)
-    y = train(module, x, mask=jnp.zeros((8, 1)))
-    assert jnp.isfinite(y).all()
+    y = train(module, X, mask=np.zeros((16, 1)))
+    assert np.isfinite(y).all()
     assert_close(stats(module), before, 0)
