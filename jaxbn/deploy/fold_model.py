@@ -52,9 +52,8 @@ def fold_linen(
         >>> import flax.linen as nn
         >>> norm = nn.BatchNorm(use_running_average=True)
         >>> net, x = nn.Sequential([nn.Dense(3), norm]), jnp.ones((2, 4))
-        >>> variables, report = jaxbn.deploy.fold_linen(
-        ...     net, net.init(jax.random.key(0), x), x
-        ... )
+        >>> variables = jax.jit(net.init)(jax.random.key(0), x)
+        >>> variables, report = jaxbn.deploy.fold_linen(net, variables, x)
         >>> report.folded
         {'layers_1': Fold(layer='layers_0', order='after')}
     """

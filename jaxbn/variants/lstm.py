@@ -116,11 +116,11 @@ def lstm(
         https://arxiv.org/abs/1603.09025
 
     Example:
-        >>> params, states = init_lstm(
-        ...     jax.random.key(0), inputs=2, hidden=3, max_steps=4
-        ... )
-        >>> lstm(params, states, jnp.ones((5, 4, 2)), training=True)[0].shape
-        (5, 4, 3)
+        >>> key = jax.random.key(0)
+        >>> params, states = init_lstm(key, inputs=3, hidden=4, max_steps=5)
+        >>> step = jax.jit(lstm, static_argnames="training")
+        >>> step(params, states, jnp.ones((2, 5, 3)), training=True)[0].shape
+        (2, 5, 4)
     """
     dtype = jnp.result_type(x, *params)
     x, params = x.astype(dtype), LstmParams(*(p.astype(dtype) for p in params))
