@@ -3,10 +3,18 @@
 Most of the time goes into compiling thousands of programs that run once. They are
 compiled without optimization, in half the time; with `JAXBN_OPTIMIZED=1` they are the
 programs that users get (CI: the slow tests of the core and the kernels).
+
+A process keeps what it compiled, which is about a megabyte for each program. It is
+forgotten as soon as the process is large, which compiles less anew than forgetting it
+after each file would. A compilation cache on disk costs more than it saves here.
 """
 
+import ctypes
+import gc
 import importlib.metadata
 import os
+import resource
+from pathlib import Path
 
 if "JAXBN_OPTIMIZED" not in os.environ:  # before JAX reads it
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -32,6 +40,39 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("quick")
+
+
+class Memory:
+    """Megabytes that a process may keep; where Linux does not tell, all it wants."""
+
+    statm = Path("/proc/self/statm")
+    limit = 800  # the largest test adds a few hundred
+
+    def resident(self):
+        if not self.statm.exists():
+            return 0
+        return int(self.statm.read_text().split()[1]) * resource.getpagesize() >> 20
+
+    def keep_small(self):
+        """Forget what was compiled, and give its memory back to the system."""
+        if self.resident() <= self.limit:
+            return
+        jax.clear_caches()
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
+        # What other libraries hold stays; do not try again after every test.
+        self.limit = max(self.limit, self.resident() + 200)
+
+
+MEMORY = Memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    """Look at the memory after the fixtures of a test have let go."""
+    yield
+    MEMORY.keep_small()
 
 
 @pytest.fixture(autouse=True)
