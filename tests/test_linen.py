@@ -253,7 +253,7 @@ def test_evaluation_changes_no_statistics(name):
 
 @of_all_cases
 def test_init_does_not_update_the_running_statistics():
-    assert np.abs(LINEN_CASES["defaults"].x.mean(0)).min() > 0.1
+    assert np.abs(LINEN_CASES["defaults"].x.mean(0)).min() > 1e-3
     got = stats(results(OURS)["defaults"]["start"])
     chex.assert_trees_all_equal(got, stats(fresh()))
 

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from drop_in import (
     DEVICES,
@@ -22,8 +21,9 @@ import jaxbn.linen
 OURS, FLAX = jaxbn.linen.BatchNorm, nn.BatchNorm
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def start(module, x):
-    return jax.jit(lambda x: module.init(KEY, x))(x)
+    return module.init(KEY, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -60,33 +60,44 @@ class Net(nn.Module):
         return nn.Dense(2)(nn.relu(x))
 
 
+X = normal((16, 4))
+
+
+@functools.cache
+def steps():
+    """A step of the network: with the layer of flax, with ours, and with `nn.remat`."""
+    variables = start(Net(FLAX), X)
+    nets = {"flax": Net(FLAX), "ours": Net(OURS), "remat": nn.remat(Net)(OURS)}
+    return {name: step(net, variables, X) for name, net in nets.items()}
+
+
 def test_a_network_with_ours_equals_the_one_with_flax():
-    x = normal((16, 4))
-    variables = start(Net(FLAX), x)
-    assert_close(step(Net(OURS), variables, x), step(Net(FLAX), variables, x))
+    assert_close(steps()["ours"], steps()["flax"])
 
 
 def test_remat_updates_the_statistics_once_and_keeps_the_gradients():
-    x = normal((16, 4))
-    variables = start(Net(OURS), x)
-    saving = nn.remat(Net)(OURS)
-    assert_close(step(saving, variables, x), step(Net(OURS), variables, x))
+    assert_close(steps()["remat"], steps()["ours"])
 
 
 def test_jit_of_the_module_equals_the_module():
-    x = normal((16, 4))
-    variables = start(Net(OURS), x)
-    got = nn.jit(Net)(OURS).apply(variables, x, mutable="batch_stats")
-    assert_close(got, Net(OURS).apply(variables, x, mutable="batch_stats"))
+    layer = OURS(use_running_average=False)
+    variables = start(layer, X)
+    got = nn.jit(OURS)(use_running_average=False)
+    assert_close(
+        got.apply(variables, X, mutable="batch_stats"),
+        apply(layer, variables, X),
+    )
 
 
-def test_groups_given_as_lists_may_be_used_eagerly_as_in_flax():
+@pytest.mark.parametrize("eagerly", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_groups_may_be_given_as_lists_as_in_flax(eagerly):
     module = OURS(False, axis_name="d", axis_groups=[[0, 1], [2]])
-    x = normal((3, 4, 2))
-    variables = OURS(False).init(KEY, x[0])
+    x = normal((3, 16, 4))
+    variables = start(OURS(False), X)
     lane = functools.partial(module.apply, variables, mutable="batch_stats")
-    got, _ = jax.vmap(lane, axis_name="d")(x)
-    want, _ = OURS(False).apply(variables, x[2], mutable="batch_stats")
+    run = jax.vmap(lane, axis_name="d")
+    got, _ = (run if eagerly else jax.jit(run))(x)
+    want, _ = apply(OURS(False), variables, x[2])
     assert_close(got[2], want)
 
 
@@ -98,19 +109,27 @@ def test_scan_over_layers_equals_a_loop():
 
     axes, rngs = {"params": 0, "batch_stats": 0}, {"params": True}
     stack = nn.scan(Layer, axes, split_rngs=rngs, length=3)()
-    y = x = normal((16, 4))
-    variables = jax.jit(lambda x: stack.init(KEY, x, None))(x)
-    (got, _), changed = stack.apply(variables, x, None, mutable="batch_stats")
-    for i in range(3):
-        layer = pick(variables, i)
-        (y, _), one = Layer().apply(layer, y, None, mutable="batch_stats")
-        assert_close(pick(changed, i), one)
+
+    @jax.jit
+    def run(x):
+        variables = stack.init(KEY, x, None)
+        (got, _), changed = stack.apply(variables, x, None, mutable="batch_stats")
+        y, loop = x, []
+        for i in range(3):
+            layer = pick(variables, i)
+            (y, _), one = Layer().apply(layer, y, None, mutable="batch_stats")
+            loop.append(one)
+        return got, changed, y, loop
+
+    got, changed, y, loop = run(X)
+    for i, one in enumerate(loop):
+        assert_close(pick(jax.device_get(changed), i), one)
     assert_close(got, y)
 
 
 def test_scan_over_time_carries_the_running_statistics():
-    module, batches = OURS(use_running_average=False, debias=True), normal((5, 8, 3))
-    variables = start(module, batches[0])
+    module, batches = OURS(use_running_average=False, debias=True), normal((5, 16, 4))
+    variables = start(module, X)
 
     def over_time(module):
         loop = nn.scan(
@@ -121,7 +140,7 @@ def test_scan_over_time_carries_the_running_statistics():
         )
         return loop(module, (), batches)
 
-    _, got = nn.apply(over_time, module, mutable="batch_stats")(variables)
+    _, got = jax.jit(nn.apply(over_time, module, mutable="batch_stats"))(variables)
     want = variables
     for x in batches:
         want = {**want, **apply(module, want, x)[1]}
@@ -131,11 +150,12 @@ def test_scan_over_time_carries_the_running_statistics():
 def test_vmap_over_layers_equals_each_layer_alone():
     axes, rngs = {"params": 0, "batch_stats": 0}, {"params": True}
     many = nn.vmap(OURS, variable_axes=axes, split_rngs=rngs)(use_running_average=False)
-    x = normal((4, 16, 3))
+    x = normal((4, 16, 4))
     variables = start(many, x)
-    got = apply(many, variables, x)
-    for i in range(4):
-        want = apply(OURS(use_running_average=False), pick(variables, i), x[i])
+    got = jax.device_get(apply(many, variables, x))
+    for i, alone in enumerate(x):
+        layer = pick(jax.device_get(variables), i)
+        want = apply(OURS(use_running_average=False), layer, alone)
         assert_close(pick(got, i), want)
 
 
@@ -155,67 +175,131 @@ def test_nested_vmap_with_shared_statistics_equals_the_whole_batch():
 
 # --- shared statistics ---------------------------------------------------------------
 
+FACTS = {
+    "plain": {},
+    "masked": {},
+    "groups": {"axis_groups": GROUPS},
+}
 
-def over_devices(mode, module, variables, x, mask=None):
-    """Values, statistics and gradients of a layer whose batch is over `DEVICES`."""
 
-    def lane(variables, batch):
-        y, new = module.apply(variables, batch[0], mutable="batch_stats", mask=batch[1])
-        return y, new["batch_stats"]
+def differentiate(run, params, x, valid):
+    """Values, statistics and gradients of layers; `run` gives dictionaries of them."""
 
     def loss(params, x):
-        layer = lane if mode is None else MODES[mode](lane)
-        y, new = layer({**variables, "params": params}, (x, mask))
-        return jnp.sum(jnp.where(valid, jnp.sin(y), 0)), (y, new)
+        y, new = run(params, x)
+        total = sum(jnp.sum(jnp.where(valid[k], jnp.sin(y[k]), 0)) for k in y)
+        return total, (y, new)
 
-    valid = True if mask is None else mask
-    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    return jax.device_get(run(variables["params"], x))
+    return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+
+def collect(gradients, results):
+    """For each fact what the layer gives: values, statistics, gradients."""
+    (params, x), (y, new) = jax.device_get((gradients, results))
+    return {k: (y[k], new[k], params[k], x[k]) for k in new}
+
+
+def of_layer(layer, variables, params, x, mask=None):
+    call = {**variables, "params": params}
+    y, new = layer.apply(call, x, mutable="batch_stats", mask=mask)
+    return y, new["batch_stats"]
 
 
 @functools.cache
-def one_device(*, masked):
+def over_devices(mode):
+    """A batch over `DEVICES`: all facts about shared statistics, from one program."""
     x, mask = sharded()
-    variables = start(FLAX(use_running_average=False), x)
-    want = FLAX(use_running_average=False)
-    return variables, over_devices(None, want, variables, x, mask if masked else None)
+    variables, _ = one_device()
+    layers = {
+        name: OURS(use_running_average=False, axis_name="d", **options)
+        for name, options in FACTS.items()
+    }
+
+    def lane(params, batch):
+        xs, mask = batch
+        masks = dict.fromkeys(layers) | {"masked": mask}
+        out = {
+            k: of_layer(layer, variables, params[k], xs[k], masks[k])
+            for k, layer in layers.items()
+        }
+        # Groups have statistics of their own, which no device holds for all.
+        new = {k: out[k][1] for k in ("plain", "masked")}
+        return {k: y for k, (y, _) in out.items()}, new
+
+    def run(params, xs):
+        return MODES[mode](lane)(params, (xs, mask))
+
+    @jax.jit
+    def program(params, x):
+        valid = dict.fromkeys(layers, True) | {"masked": mask}
+        params, xs = (dict.fromkeys(layers, v) for v in (params, x))
+        return differentiate(run, params, xs, valid)
+
+    gradients, (y, new) = program(variables["params"], x)
+    return collect(gradients, (y, new)), jax.device_get(y)
+
+
+@functools.cache
+def one_device():
+    """What flax gives for the whole batch, its valid rows, and each of the groups."""
+    x, mask = sharded()
+    layer = FLAX(use_running_average=False)
+
+    def run(variables):
+        def whole(params, xs):
+            masks = {"plain": None, "masked": mask}
+            out = {
+                k: of_layer(layer, variables, params[k], xs[k], masks[k]) for k in masks
+            }
+            return tuple({k: v[i] for k, v in out.items()} for i in range(2))
+
+        names = ("plain", "masked")
+        params, xs = (dict.fromkeys(names, v) for v in (variables["params"], x))
+        valid = {"plain": True, "masked": mask}
+        groups = [
+            of_layer(layer, variables, variables["params"], x[list(group)])[0]
+            for group in GROUPS
+        ]
+        return *differentiate(whole, params, xs, valid), groups
+
+    variables = start(layer, x)
+    gradients, found, groups = jax.jit(run)(variables)
+    return variables, (collect(gradients, found), jax.device_get(groups))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_shared_statistics_equal_one_device_in_values_state_and_gradients(mode):
-    variables, want = one_device(masked=False)
-    module = OURS(use_running_average=False, axis_name="d")
-    assert_close(over_devices(mode, module, variables, sharded()[0]), want)
+    assert_close(over_devices(mode)[0]["plain"], one_device()[1][0]["plain"])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_flax_defect_d5_masked_sync_equals_one_device_with_the_valid_rows(mode):
-    variables, want = one_device(masked=True)
-    module = OURS(use_running_average=False, axis_name="d")
-    assert_close(over_devices(mode, module, variables, *sharded()), want)
+    assert_close(over_devices(mode)[0]["masked"], one_device()[1][0]["masked"])
 
 
-@pytest.mark.parametrize("argument", ["axis_groups", "axis_index_groups"])
 @pytest.mark.parametrize("mode", MODES)
-def test_flax_defect_d8_groups_share_statistics_in_every_mode(mode, argument):
+def test_flax_defect_d8_groups_share_statistics_in_every_mode(mode):
+    got = over_devices(mode)[1]["groups"]
+    for group, want in zip(GROUPS, one_device()[1][1], strict=True):
+        assert_close(got[list(group)], want)
+
+
+def test_both_names_of_the_groups_give_the_same_program():
     x, _ = sharded()
-    variables, _ = one_device(masked=False)
-    module = OURS(use_running_average=False, axis_name="d", **{argument: GROUPS})
 
-    def lane(variables, x):
-        return module.apply(variables, x, mutable="batch_stats")[0], ()
+    def program(**options):
+        layer, (variables, _) = OURS(False, axis_name="d", **options), one_device()
+        lane = functools.partial(of_layer, layer, variables, variables["params"])
+        return str(jax.make_jaxpr(jax.vmap(lane, axis_name="d"))(x))
 
-    got, _ = jax.jit(MODES[mode](lane))(variables, x)
-    for group in map(np.asarray, GROUPS):
-        want, _ = apply(FLAX(use_running_average=False), variables, x[group])
-        assert_close(np.asarray(got)[group], np.asarray(want))
+    want = program(axis_groups=GROUPS)
+    assert program(axis_index_groups=GROUPS) == want != program()
 
 
 def test_a_batch_sharded_under_jit_has_global_statistics():
-    x = normal((DEVICES * 4, 3))
     module = OURS(use_running_average=False)
-    variables = start(module, x)
+    variables = start(module, X)
     mesh = jax.make_mesh((DEVICES,), ("d",))
     place = jax.NamedSharding(mesh, jax.P("d"))
-    got = apply(module, variables, jax.device_put(x, place))
-    assert_close(jax.device_get(got), jax.device_get(apply(module, variables, x)))
+    got = apply(module, variables, jax.device_put(X, place))
+    assert_close(jax.device_get(got), jax.device_get(apply(module, variables, X)))

@@ -34,6 +34,9 @@ class Net(nnx.Module):
         return self.last(nnx.relu(self.norm(self.first(x))))
 
 
+X = normal((16, 4))
+
+
 def step(net, x):
     """Loss, gradients and the statistics after the step."""
 
@@ -44,55 +47,68 @@ def step(net, x):
     return value, nnx.to_pure_dict(gradients), stats(net)
 
 
+compiled_step = nnx.jit(step)
+
+
+@functools.cache
+def two_steps():
+    net = Net(OURS, nnx.Rngs(0))
+    return [jax.device_get(compiled_step(net, X)) for _ in range(2)]
+
+
 def test_a_network_with_ours_equals_the_one_with_flax():
-    x = normal((16, 4))
-    ours, want = (Net(kind, nnx.Rngs(0)) for kind in (OURS, FLAX))
-    for _ in range(2):
-        got, wanted = nnx.jit(step)(ours, x), nnx.jit(step)(want, x)
-    assert_close(got, wanted)
+    net = Net(FLAX, nnx.Rngs(0))
+    for got in two_steps():
+        assert_close(got, compiled_step(net, X))
 
 
 def test_jit_equals_eager():
-    x = normal((16, 4))
-    eager, compiled = (Net(OURS, nnx.Rngs(0)) for _ in range(2))
-    assert_close(nnx.jit(step)(compiled, x), step(eager, x))
+    net, (value, _, new) = Net(OURS, nnx.Rngs(0)), two_steps()[0]
+    want = np.sum(np.square(net(X)))
+    assert_close((value, new), (want, stats(net)))
+
+
+@pytest.mark.slow  # Each operation of the derivative is a program of its own.
+def test_gradients_under_jit_equal_eager_ones():
+    assert_close(two_steps()[0], step(Net(OURS, nnx.Rngs(0)), X))
 
 
 def test_the_graph_definition_is_a_static_argument_although_lists_were_given():
-    layer, x = (
-        make(OURS, axis=[-1], axis_name="d", axis_groups=[[0, 1]]),
-        normal((8, 3)),
-    )
+    layer = make(OURS, axis=[-1], axis_name="d", axis_groups=[[0, 1]])
     run = jax.jit(
         lambda graph, state, x: nnx.merge(graph, state)(x, True), static_argnums=0
     )
-    assert_close(run(*nnx.split(layer), x), make(FLAX)(x, True))
+    x = normal((8, 3))
+    assert_close(run(*nnx.split(layer), x), run(*nnx.split(make(FLAX)), x))
+
+
+@nnx.jit
+def call(layer, x):
+    return layer(x)
 
 
 def test_split_and_merge_keep_the_layer():
     layer, x = make(OURS, debias=True, activation="relu"), normal((8, 3))
-    layer(x)
+    call(layer, x)
     copy = nnx.merge(*nnx.split(layer), copy=True)
-    assert_close((copy(x), stats(copy)), (layer(x), stats(layer)), 0)
+    assert_close((call(copy, x), stats(copy)), (call(layer, x), stats(layer)), 0)
 
 
 def test_a_clone_has_statistics_of_its_own():
     layer, x = make(OURS), normal((8, 3))
     before = stats(layer)
-    nnx.clone(layer)(x)
+    call(nnx.clone(layer), x)
     assert_close(stats(layer), before, 0)
 
 
 def test_remat_updates_the_statistics_once_and_keeps_the_gradients():
-    x = normal((16, 4))
-    plain, saving = (Net(OURS, nnx.Rngs(0)) for _ in range(2))
+    net = Net(OURS, nnx.Rngs(0))
 
     def loss(net, x):
         return jnp.sum(jnp.square(nnx.remat(lambda net, x: net(x))(net, x)))
 
-    value, gradients = nnx.jit(nnx.value_and_grad(loss))(saving, x)
-    got = value, nnx.to_pure_dict(gradients), stats(saving)
-    assert_close(got, nnx.jit(step)(plain, x))
+    value, gradients = nnx.jit(nnx.value_and_grad(loss))(net, X)
+    assert_close((value, nnx.to_pure_dict(gradients), stats(net)), two_steps()[0])
 
 
 def layers(kind, number):
@@ -105,66 +121,70 @@ def layers(kind, number):
 
 
 def pick(tree, i):
-    return jax.tree.map(lambda leaf: leaf[i], tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[i], tree)
 
 
 def test_vmap_over_layers_equals_each_layer_alone_in_every_call():
     many, alone = layers(OURS, 4), [make(OURS) for _ in range(4)]
-    x = normal((4, 16, 3))
+    x = normal((4, 8, 3))
+    run = nnx.jit(nnx.vmap(lambda layer, x: layer(x)))
     for _ in range(2):
-        got = nnx.vmap(lambda layer, x: layer(x))(many, x)
-        want = [layer(x[i]) for i, layer in enumerate(alone)]
+        got = pick(run(many, x), slice(None))
+        want = [call(layer, x[i]) for i, layer in enumerate(alone)]
     for i in range(4):
         assert_close((got[i], pick(stats(many), i)), (want[i], stats(alone[i])))
 
 
 def test_vmap_with_shared_statistics_equals_the_whole_batch():
     layer, whole, x = make(OURS, axis_name="d"), make(FLAX), normal((4, 8, 3))
-    run = nnx.vmap(lambda layer, x: layer(x), in_axes=(None, 0), axis_name="d")
+    run = nnx.jit(nnx.vmap(lambda layer, x: layer(x), in_axes=(None, 0), axis_name="d"))
     for _ in range(2):
-        got, want = run(layer, x), whole(x)
+        got, want = run(layer, x), call(whole, x)
     assert_close((got, stats(layer)), (want, stats(whole)))
 
 
 def test_scan_over_layers_equals_a_loop():
-    stack, alone, y = layers(OURS, 3), [make(OURS) for _ in range(3)], normal((16, 3))
+    stack, alone, x = layers(OURS, 3), [make(OURS) for _ in range(3)], normal((8, 3))
 
+    @nnx.jit
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     def run(x, layer):
         return layer(jnp.sin(3 * x))
 
-    got = run(y, stack)
-    for layer in alone:
-        y = layer(jnp.sin(3 * y))
-    assert_close(got, y)
+    @nnx.jit
+    def loop(x, alone):
+        for layer in alone:
+            x = layer(jnp.sin(3 * x))
+        return x
+
+    assert_close(run(x, stack), loop(x, alone))
     for i, layer in enumerate(alone):
         assert_close(pick(stats(stack), i), stats(layer))
 
 
 def test_scan_over_time_carries_the_running_statistics():
-    layer, loop, batches = (
-        make(OURS, debias=True),
-        make(OURS, debias=True),
-        normal((5, 8, 3)),
-    )
+    layer, loop = make(OURS, debias=True), make(OURS, debias=True)
+    batches = normal((5, 8, 3))
 
+    @nnx.jit
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def run(layer, x):
         return layer, layer(x)
 
     _, got = run(layer, batches)
-    want = jnp.stack([loop(x) for x in batches])
+    want = np.stack([call(loop, x) for x in batches])
     assert_close((got, stats(layer)), (want, stats(loop)))
 
 
 def test_a_change_of_mode_under_jit_is_seen():
-    net, x = Net(OURS, nnx.Rngs(0)), normal((16, 4)) + 2
-    run = nnx.jit(lambda net, x: net(x))
-    run(net, x)
-    net.eval()
-    before = stats(net)
-    got = run(net, x)
-    assert_close((got, stats(net)), (net(x), before))
+    layer, x = make(OURS), normal((8, 3)) + 2
+    call(layer, x)
+    layer.eval()
+    before = stats(layer)
+    got = call(layer, x)
+    graph, state = nnx.split(layer)
+    want = jax.jit(lambda state: nnx.merge(graph, state)(x, True))(state)
+    assert_close((got, stats(layer)), (want, before))
 
 
 def test_steps_after_the_first_do_not_trace_again():
@@ -183,57 +203,117 @@ def test_steps_after_the_first_do_not_trace_again():
 
 # --- shared statistics ---------------------------------------------------------------
 
+FACTS = {
+    "plain": {},
+    "masked": {},
+    "groups": {"axis_groups": GROUPS},
+}
 
-def over_devices(mode, layer, x, mask=None):
-    """Values, statistics and gradients of a layer whose batch is over `DEVICES`."""
-    graph, params, rest = nnx.split(layer, nnx.Param, ...)
 
-    def lane(variables, batch):
-        one = nnx.merge(graph, *variables, copy=True)
-        return one(batch[0], mask=batch[1]), stats(one)
+def differentiate(run, params, x, valid):
+    """Values, statistics and gradients of layers; `run` gives dictionaries of them."""
 
     def loss(params, x):
-        run = lane if mode is None else MODES[mode](lane)
-        y, new = run((params, rest), (x, mask))
-        return jnp.sum(jnp.where(valid, jnp.sin(y), 0)), (y, new)
+        y, new = run(params, x)
+        total = sum(jnp.sum(jnp.where(valid[k], jnp.sin(y[k]), 0)) for k in y)
+        return total, (y, new)
 
-    valid = True if mask is None else mask
-    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    value, (gradient, dx) = jax.device_get(run(params, x))
-    return value, nnx.to_pure_dict(gradient), dx
+    return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+
+def collect(gradients, results):
+    """For each fact what the layer gives: values, statistics, gradients."""
+    (params, x), (y, new) = jax.device_get((gradients, results))
+    params = {k: nnx.to_pure_dict(v) for k, v in params.items()}
+    return {k: (y[k], new[k], params[k], x[k]) for k in new}
+
+
+def of_layer(parts, params, x, mask=None):
+    graph, _, rest = parts
+    layer = nnx.merge(graph, params, rest, copy=True)
+    return layer(x, mask=mask), stats(layer)
+
+
+def split(kind, **options):
+    return nnx.split(make(kind, **options), nnx.Param, ...)
 
 
 @functools.cache
-def one_device(*, masked):
+def over_devices(mode):
+    """A batch over `DEVICES`: all facts about shared statistics, from one program."""
     x, mask = sharded()
-    return over_devices(None, make(FLAX), x, mask if masked else None)
+    layers = {k: split(OURS, axis_name="d", **options) for k, options in FACTS.items()}
+
+    def lane(params, batch):
+        xs, mask = batch
+        masks = dict.fromkeys(layers) | {"masked": mask}
+        out = {k: of_layer(layers[k], params[k], xs[k], masks[k]) for k in layers}
+        # Groups have statistics of their own, which no device holds for all.
+        new = {k: out[k][1] for k in ("plain", "masked")}
+        return {k: y for k, (y, _) in out.items()}, new
+
+    def run(params, xs):
+        return MODES[mode](lane)(params, (xs, mask))
+
+    @jax.jit
+    def program(params, x):
+        valid = dict.fromkeys(layers, True) | {"masked": mask}
+        return differentiate(run, params, dict.fromkeys(layers, x), valid)
+
+    params = {k: params for k, (_, params, _) in layers.items()}
+    gradients, (y, new) = program(params, x)
+    return collect(gradients, (y, new)), jax.device_get(y)
+
+
+@functools.cache
+def one_device():
+    """What flax gives for the whole batch, its valid rows, and each of the groups."""
+    x, mask = sharded()
+    masks = {"plain": None, "masked": mask}
+    layer = split(FLAX)
+
+    @jax.jit
+    def run(params):
+        def whole(params, xs):
+            out = {k: of_layer(layer, params[k], xs[k], masks[k]) for k in masks}
+            return tuple({k: v[i] for k, v in out.items()} for i in range(2))
+
+        groups = [of_layer(layer, params, x[list(group)])[0] for group in GROUPS]
+        both, xs = (dict.fromkeys(masks, v) for v in (params, x))
+        valid = {"plain": True, "masked": mask}
+        return *differentiate(whole, both, xs, valid), groups
+
+    gradients, found, groups = run(layer[1])
+    return collect(gradients, found), jax.device_get(groups)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_shared_statistics_equal_one_device_in_values_state_and_gradients(mode):
-    got = over_devices(mode, make(OURS, axis_name="d"), sharded()[0])
-    assert_close(got, one_device(masked=False))
+    assert_close(over_devices(mode)[0]["plain"], one_device()[0]["plain"])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_flax_defect_d5_masked_sync_equals_one_device_with_the_valid_rows(mode):
-    got = over_devices(mode, make(OURS, axis_name="d"), *sharded())
-    assert_close(got, one_device(masked=True))
+    assert_close(over_devices(mode)[0]["masked"], one_device()[0]["masked"])
 
 
-@pytest.mark.parametrize("argument", ["axis_groups", "axis_index_groups"])
 @pytest.mark.parametrize("mode", MODES)
-def test_flax_defect_d8_groups_share_statistics_in_every_mode(mode, argument):
+def test_flax_defect_d8_groups_share_statistics_in_every_mode(mode):
+    got = over_devices(mode)[1]["groups"]
+    for group, want in zip(GROUPS, one_device()[1], strict=True):
+        assert_close(got[list(group)], want)
+
+
+def test_both_names_of_the_groups_give_the_same_program():
     x, _ = sharded()
-    graph, state = nnx.split(make(OURS, axis_name="d", **{argument: GROUPS}))
 
-    def lane(state, x):
-        return nnx.merge(graph, state, copy=True)(x), ()
+    def program(**options):
+        parts = split(OURS, axis_name="d", **options)
+        lane = functools.partial(of_layer, parts, parts[1])
+        return str(jax.make_jaxpr(jax.vmap(lane, axis_name="d"))(x))
 
-    got, _ = jax.jit(MODES[mode](lane))(state, x)
-    for group in map(np.asarray, GROUPS):
-        want = make(FLAX)(x[group])
-        assert_close(np.asarray(got)[group], np.asarray(want))
+    want = program(axis_groups=GROUPS)
+    assert program(axis_index_groups=GROUPS) == want != program()
 
 
 @pytest.mark.slow
@@ -242,14 +322,16 @@ def test_shard_map_of_a_module_updates_it(check_vma):
     layer, whole, x = make(OURS, axis_name="d"), make(FLAX), normal((DEVICES * 2, 3))
     mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     data, same = jax.P("d"), nnx.StateSharding({...: jax.P()})
-    run = nnx.shard_map(
-        lambda layer, x: layer(x),
-        mesh=mesh,
-        in_specs=(same, data),
-        out_specs=data,
-        check_vma=check_vma,
+    run = nnx.jit(
+        nnx.shard_map(
+            lambda layer, x: layer(x),
+            mesh=mesh,
+            in_specs=(same, data),
+            out_specs=data,
+            check_vma=check_vma,
+        )
     )
-    got, want = run(layer, x), whole(x)
+    got, want = run(layer, x), call(whole, x)
     assert_close(
         jax.device_get((got, stats(layer))), jax.device_get((want, stats(whole)))
     )
