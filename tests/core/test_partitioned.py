@@ -1,5 +1,7 @@
 """Images in a program that XLA partitions: the same results, one all-reduce a pass."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -28,11 +30,12 @@ def case(name, *, offset=0.0, masked=False, dtype=jnp.float32):
     features = tuple(shape[a] for a in sorted(axes))
     generator = np.random.default_rng(0)
     draw = generator.standard_normal
-    x, ct = (jnp.asarray(draw(shape), dtype) for _ in range(2))
-    scale, bias, mean = (jnp.asarray(draw(features), jnp.float32) for _ in range(3))
-    state = jaxbn.init_state(features)._replace(mean=mean + offset)
-    where = jnp.asarray(generator.random((shape[0], *[1] * (len(shape) - 1))) < 0.7)
-    return x + offset, ct, scale, bias, state, where if masked else None, axis
+    x, ct = (draw(shape).astype(dtype) for _ in range(2))
+    scale, bias, mean = (draw(features).astype(np.float32) for _ in range(3))
+    first = jax.device_get(jaxbn.init_state(features))
+    state = first._replace(mean=mean + np.float32(offset))
+    where = generator.random((shape[0], *[1] * (len(shape) - 1))) < 0.7
+    return x + x.dtype.type(offset), ct, scale, bias, state, where if masked else None
 
 
 def step(x, ct, scale, bias, state, where, *, axis):
@@ -47,9 +50,21 @@ def step(x, ct, scale, bias, state, where, *, axis):
     return y, new, backward(ct)
 
 
-def partitioned(arguments, kind=AxisType.Auto):
-    """The compiled step, and its arguments with the batch split over the devices."""
-    *arrays, axis = arguments
+def both_steps(x, ct, scale, bias, state, where, *, axis):
+    """Without and with the mask: the programs are independent, but compiled once."""
+    return {
+        "all": step(x, ct, scale, bias, state, None, axis=axis),
+        "masked": step(x, ct, scale, bias, state, where, axis=axis),
+    }
+
+
+@functools.cache
+def on_one_device(axis):
+    return jax.jit(functools.partial(both_steps, axis=axis))
+
+
+def partitioned(function, arrays, axis, kind=AxisType.Auto):
+    """The lowered function, and its arguments with the batch split over the devices."""
     mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(kind,))
     split, same = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
     x, ct, scale, bias, state, where = arrays
@@ -58,28 +73,52 @@ def partitioned(arguments, kind=AxisType.Auto):
         *jax.device_put((scale, bias, state), same),
         None if where is None else jax.device_put(where, split),
     )
-    function = jax.jit(step, static_argnames="axis")
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return function.lower(*placed, axis=axis).compile, placed
+        return jax.jit(functools.partial(function, axis=axis)).lower(*placed), placed
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", SHAPES)
-def test_equals_one_device(name, masked, kind):
-    *arrays, axis = arguments = case(name, masked=masked)
-    compile_, placed = partitioned(arguments, kind)
-    want = step(*arrays, axis=axis)
-    chex.assert_trees_all_close(compile_()(*placed), want, rtol=1e-5, atol=1e-4)
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+QUICK = {
+    "images": (AUTO, EXPLICIT), "channels first": (EXPLICIT,), "videos": (AUTO,),
+    "several feature axes": (EXPLICIT,), "sequences": (AUTO,), "vectors": (EXPLICIT,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(
+            name, kind, marks=[] if kind in QUICK[name] else [pytest.mark.slow],
+            id=f"{name}-{kind.name}",
+        )
+        for name in SHAPES
+        for kind in (AUTO, EXPLICIT)
+    ],
+)  # fmt: skip
+def test_equals_one_device_with_and_without_a_mask(name, kind):
+    arrays, axis = case(name, masked=True), SHAPES[name][1]
+    lowered, placed = partitioned(both_steps, arrays, axis, kind)
+    got = jax.device_get(lowered.compile()(*placed))
+    want = jax.device_get(on_one_device(axis)(*arrays))
+    for mask in want:
+        chex.assert_trees_all_close(
+            got[mask], want[mask], rtol=1e-5, atol=1e-4, custom_message=mask
+        )
+
+
+@functools.cache
+def images_on_a_mesh():
+    lowered, _ = partitioned(step, case("images"), -1)
+    return lowered.compile()
 
 
 @pytest.mark.parametrize("offset", [1e2, 1e4])
 def test_a_mean_far_from_zero_costs_no_accuracy(offset):
-    x, _, scale, bias, state, where, axis = case("images", offset=offset)
-    state = jaxbn.init_state(3)  # the first batch: the mean is not known yet
-    arguments = (x, jnp.zeros_like(x), scale, bias, state, where, axis)
-    compile_, placed = partitioned(arguments)
-    y, new, _ = compile_()(*placed)
+    x, _, scale, bias, _, where = case("images", offset=offset)
+    state = jax.device_get(jaxbn.init_state(3))  # the first batch: no mean is known yet
+    arguments = (x, np.zeros_like(x), scale, bias, state, where)
+    _, placed = partitioned(lambda *_, axis: 0.0, arguments, -1)
+    y, new, _ = images_on_a_mesh()(*placed)
     wide = np.asarray(x, np.float64)
     mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
     want = (wide - mean) / np.sqrt(var + 1e-5) * np.asarray(scale) + np.asarray(bias)
@@ -88,11 +127,23 @@ def test_a_mean_far_from_zero_costs_no_accuracy(offset):
     np.testing.assert_allclose(new.var, var, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", ["images", "channels first", "videos"])
+WITHOUT_COMBINER = {"xla_disable_hlo_passes": "cpu-all-reduce-combiner"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("images", jnp.float32),
+        ("images", jnp.bfloat16),
+        ("channels first", jnp.float32),
+        ("videos", jnp.float32),
+        pytest.param("channels first", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("videos", jnp.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_images_need_one_all_reduce_in_each_pass(name, dtype):
-    compile_, _ = partitioned(case(name, dtype=dtype))
-    text = compile_({"xla_disable_hlo_passes": "cpu-all-reduce-combiner"}).as_text()
+    lowered, _ = partitioned(step, case(name, dtype=dtype), SHAPES[name][1])
+    text = lowered.compile(WITHOUT_COMBINER).as_text()
     lines = [line for line in text.splitlines() if " all-reduce(" in line]
     # The third is in the branch for a batch far from the running mean.
     assert len(lines) == 3
@@ -103,30 +154,37 @@ def test_images_need_one_all_reduce_in_each_pass(name, dtype):
 
 def test_sequences_are_summed_over_time_and_batch_at_once():
     """Sums of each time step, had it been kept, would be too many to exchange."""
-    compile_, _ = partitioned(case("sequences"))
-    text = compile_({"xla_disable_hlo_passes": "cpu-all-reduce-combiner"}).as_text()
+    lowered, _ = partitioned(step, case("sequences"), -1)
+    text = lowered.compile(WITHOUT_COMBINER).as_text()
     lines = [line for line in text.splitlines() if " all-reduce(" in line]
     assert lines and all("f32[3]" in line for line in lines)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", SHAPES)
-def test_its_loops_equal_the_others(name, masked):
-    x, ct, scale, _, state, where, axis = case(name, masked=masked)
-    axes = tuple(sorted(a % x.ndim for a in np.atleast_1d(axis)))
-    counted = jnp.ones((), bool) if where is None else where
-    count = jnp.broadcast_to(counted, x.shape).sum(
-        [i for i in range(x.ndim) if i not in axes], dtype=jnp.float32
-    )
-    found = [
-        (
-            loops.moments(x, state.mean, count, where, axes=axes, floor=1e-5),
-            loops.sums(ct, x, state.mean, scale, where, axes=axes),
-            loops.sums(ct, x, state.mean, None, where, axes=axes),
+@functools.partial(jax.jit, static_argnames="axes")
+def all_loops(x, ct, scale, shift, where, *, axes):
+    """What both sets of loops give, without and with the mask."""
+
+    def found(loops, where):
+        counted = jnp.ones((), bool) if where is None else where
+        count = jnp.broadcast_to(counted, x.shape).sum(
+            [i for i in range(x.ndim) if i not in axes], dtype=jnp.float32
         )
-        for loops in (xla.KERNELS, xla.PARTITIONED)
-    ]
-    chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-5)
+        return (
+            loops.moments(x, shift, count, where, axes=axes, floor=1e-5),
+            loops.sums(ct, x, shift, scale, where, axes=axes),
+            loops.sums(ct, x, shift, None, where, axes=axes),
+        )
+
+    both = (xla.KERNELS, xla.PARTITIONED)
+    return [[found(loops, mask) for mask in (None, where)] for loops in both]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_its_loops_equal_the_others(name):
+    x, ct, scale, _, state, where = case(name, masked=True)
+    axes = tuple(sorted(a % x.ndim for a in np.atleast_1d(SHAPES[name][1])))
+    found = all_loops(x, ct, scale, state.mean, where, axes=axes)
+    chex.assert_trees_all_close(*jax.device_get(found), rtol=1e-5, atol=1e-5)
 
 
 BY_FEATURES = {  # shape of the batch, its feature axis and the sharding
@@ -148,9 +206,8 @@ def placed(tree, spec):
     return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), spec), tree)
 
 
-def by_features(name, *, masked, along):
-    """What one device and a mesh with explicit feature axes give."""
-    shape, axis, spec = BY_FEATURES[name]
+def feature_case(name, *, masked):
+    shape, axis, _ = BY_FEATURES[name]
     axes = sorted(a % len(shape) for a in np.atleast_1d(axis))
     generator = np.random.default_rng(0)
     features = tuple(shape[a] for a in axes)
@@ -158,24 +215,35 @@ def by_features(name, *, masked, along):
     scale, bias = generator.standard_normal((2, *features)).astype(np.float32)
     where = generator.random((shape[0], *[1] * (len(shape) - 1))) < 0.7
     where = jnp.asarray(where) if masked else None
-    state = jaxbn.init_state(features)
+    state = jax.device_get(jaxbn.init_state(features))
 
     def run(x, ct, scale, bias, state):
         moments = jaxbn.moments(x, axis=axis, where=where)
         y = jaxbn.batch_norm_inference(x, state, scale, bias, axis=axis)
         return moments, y, *step(x, ct, scale, bias, state, where, axis=axis)
 
-    want = jax.jit(run)(x, ct, scale, bias, state)
+    return run, axes, (x, ct, scale, bias, state)
+
+
+@functools.cache
+def features_on_one_device(name, *, masked):
+    run, _, arrays = feature_case(name, masked=masked)
+    return jax.device_get(jax.jit(run)(*arrays))
+
+
+def by_features(name, *, masked, along):
+    """What one device and a mesh with explicit feature axes give."""
+    run, axes, (x, ct, *vectors) = feature_case(name, masked=masked)
+    spec = BY_FEATURES[name][2]
     with jax.set_mesh(mesh_of_types()):
-        full = [*spec, *[None] * (len(shape) - len(spec))]
+        full = [*spec, *[None] * (x.ndim - len(spec))]
         thin = P(*(full[a] for a in axes)) if along else P()
-        arrays = (*placed((x, ct), spec), *placed((scale, bias, state), thin))
+        arrays = (*placed((x, ct), spec), *placed(tuple(vectors), thin))
         got = jax.jit(run)(*arrays)
     for old, new in zip(arrays[-1], got[3], strict=True):
         assert new.sharding.is_equivalent_to(old.sharding, old.ndim)
-    chex.assert_trees_all_close(
-        jax.device_get(got), jax.device_get(want), rtol=1e-5, atol=1e-4
-    )
+    want = features_on_one_device(name, masked=masked)
+    chex.assert_trees_all_close(jax.device_get(got), want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("along", [False, True])

@@ -44,7 +44,7 @@ def loss(mode, activation, joined, where, x, residual, scale, bias):
     return jnp.sum(jnp.sin(y) * jnp.asarray(WEIGHTS, y.dtype))
 
 
-def derivatives(f, arguments, directions):
+def derivatives(f, arguments, directions, names):
     """First and second order, in both modes of both."""
     every = tuple(range(len(arguments)))
     gradient = jax.grad(f, every)
@@ -53,74 +53,95 @@ def derivatives(f, arguments, directions):
         pairs = zip(gradient(*arguments), directions, strict=True)
         return sum(jnp.sum(g * d) for g, d in pairs)
 
-    return {
-        "value": f(*arguments),
-        "grad": gradient(*arguments),
-        "jvp": jax.jvp(f, arguments, directions)[1],
-        "forward over reverse": jax.jvp(gradient, arguments, directions)[1],
-        "reverse over reverse": jax.grad(along, every)(*arguments),
-        "checkpoint": jax.grad(jax.checkpoint(f), every)(*arguments),
+    table = {
+        "value": lambda: f(*arguments),
+        "grad": lambda: gradient(*arguments),
+        "jvp": lambda: jax.jvp(f, arguments, directions)[1],
+        "forward over reverse": lambda: jax.jvp(gradient, arguments, directions)[1],
+        "reverse over reverse": lambda: jax.grad(along, every)(*arguments),
+        "checkpoint": lambda: jax.grad(jax.checkpoint(f), every)(*arguments),
     }
+    assert set(names) <= set(table)
+    return {name: table[name]() for name in names}
 
 
+ALL = ("value", "grad", "jvp", "forward over reverse", "reverse over reverse",
+       "checkpoint")  # fmt: skip
 QUICK = [
-    ("output", None, False, None),
-    ("output", LEAKY, True, VALID),
-    ("output", STEEP, False, VALID),
-    ("recompute", "gelu", True, VALID),
+    ("output", None, False, None, ("grad", "jvp", "reverse over reverse")),
+    ("output", LEAKY, True, VALID, ALL),
+    ("output", STEEP, False, VALID, ("value", "grad", "forward over reverse")),
+    ("recompute", "gelu", True, VALID, ("value", "grad", "jvp", "checkpoint")),
 ]
 KINDS = [("output", a) for a in (None, "leaky_relu", LEAKY)] + [("recompute", None)]
+SLOW = [
+    *((*kind, joined, w) for kind in KINDS for joined in (0, 1) for w in (None, VALID)),
+    *(row[:-1] for row in QUICK if row[1] in (STEEP, "gelu")),
+]
 
 
-@pytest.mark.parametrize(("mode", "activation", "joined", "where"), QUICK)
-def test_derivatives_are_those_of_the_default(mode, activation, joined, where):
-    check_derivatives(mode, activation, joined, where)
+@pytest.mark.parametrize(("mode", "activation", "joined", "where", "names"), QUICK)
+def test_derivatives_are_those_of_the_default(mode, activation, joined, where, names):
+    check_derivatives(mode, activation, joined, where, names)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", [None, VALID], ids=["all", "masked"])
-@pytest.mark.parametrize("joined", [False, True], ids=["alone", "residual"])
-@pytest.mark.parametrize(("mode", "activation"), KINDS)
+@pytest.mark.parametrize(("mode", "activation", "joined", "where"), SLOW)
 def test_derivatives_in_every_combination(mode, activation, joined, where):
-    check_derivatives(mode, activation, joined, where)
+    check_derivatives(mode, activation, joined, where, ALL)
 
 
-def check_derivatives(mode, activation, joined, where):
+def check_derivatives(mode, activation, joined, where, names):
     with jax.enable_x64(True):
         arguments = tuple(case())
-        directions = tuple(jnp.cos(3 * a) for a in arguments)
         where = None if where is None else jnp.asarray(where)
-        want, got = (
-            derivatives(
-                functools.partial(loss, kept, activation, joined, where),
-                arguments,
-                directions,
-            )
-            for kept in ("input", mode)
-        )
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
-            got,
-            want,
-        )
+
+        @jax.jit
+        def with_both(*arguments):
+            directions = tuple(jnp.cos(3 * a) for a in arguments)
+            return [
+                derivatives(
+                    functools.partial(loss, kept, activation, joined, where),
+                    arguments,
+                    directions,
+                    names,
+                )
+                for kept in ("input", mode)
+            ]
+
+        want, got = with_both(*arguments)
+    for name in want:
+        for a, b in zip(*map(jax.tree.leaves, (got[name], want[name])), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("absent", ["scale", "bias", "both"])
-def test_scale_and_bias_may_be_absent(absent):
+def test_scale_and_bias_may_be_absent():
     x, _, scale, bias = case(np.float32)
-    scale = None if absent in ("scale", "both") else scale
-    bias = None if absent in ("bias", "both") else bias
 
-    def gradient(mode):
-        return jax.grad(lambda x: loss(mode, None, False, None, x, x, scale, bias))(x)
+    @jax.jit
+    def gradients(x):
+        def gradient(mode, **given):
+            given = {"scale": None, "bias": None} | given
+            return jax.grad(lambda x: loss(mode, None, False, None, x, x, **given))(x)
 
-    want = gradient("input")
-    np.testing.assert_allclose(gradient("output"), want, rtol=2e-5, atol=2e-5)
+        return {
+            mode: {
+                "no bias": gradient(mode, scale=scale),
+                "no scale": gradient(mode, bias=bias),
+                "neither": gradient(mode),
+            }
+            for mode in ("input", "output")
+        }
+
+    found = gradients(x)
+    for name, want in found["input"].items():
+        got = found["output"][name]
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=name)
 
 
 def test_masked_values_may_be_anything():
     x, _, scale, bias = case(np.float32)
-    broken = jnp.where(VALID, x, jnp.nan)
+    broken = np.where(VALID, x, np.float32(np.nan))
 
     def gradient(x, mode):
         def valid_part(x):
@@ -132,8 +153,12 @@ def test_masked_values_may_be_anything():
 
         return jnp.where(VALID, jax.grad(valid_part)(x), 0)
 
-    want = gradient(x, "input")
-    np.testing.assert_allclose(gradient(broken, "output"), want, rtol=2e-5, atol=2e-5)
+    @jax.jit
+    def of_both(x, broken):
+        return gradient(x, "input"), gradient(broken, "output")
+
+    want, got = of_both(x, broken)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
 def test_under_vmap_and_jit_and_synchronised():
@@ -151,13 +176,15 @@ def test_under_vmap_and_jit_and_synchronised():
         return jnp.sum(jnp.sin(y))
 
     def gradient(mode):
-        f = functools.partial(total, mode=mode)
-        return jax.grad(f, (0, 1, 2, 3))(x, residual, scale, bias)
+        return jax.grad(functools.partial(total, mode=mode), (0, 1, 2, 3))
 
+    @jax.jit
+    def of_both(*arguments):
+        return [gradient(mode)(*arguments) for mode in ("output", "input")]
+
+    got, want = of_both(x, residual, scale, bias)
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=5e-5, atol=5e-5),
-        gradient("output"),
-        gradient("input"),
+        functools.partial(np.testing.assert_allclose, rtol=5e-5, atol=5e-5), got, want
     )
 
 
@@ -184,12 +211,12 @@ def test_under_shard_map_with_two_all_reduces(check_vma):
         return jax.jit(jax.grad(f, (0, 1, 2, 3)))
 
     arguments = (x, residual, scale, bias)
+    traced = {m: gradient(m).trace(*arguments) for m in ("output", "input")}
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=5e-5, atol=5e-5),
-        gradient("output")(*arguments),
-        gradient("input")(*arguments),
+        *(program.lower().compile()(*arguments) for program in traced.values()),
     )
-    text = {m: str(gradient(m).trace(*arguments).jaxpr) for m in ("input", "output")}
+    text = {mode: str(program.jaxpr) for mode, program in traced.items()}
     assert text["output"].count(" psum") <= text["input"].count(" psum")
 
 
@@ -257,7 +284,8 @@ def test_the_policy_changes_no_derivative():
     params = [jnp.asarray(rng.normal(size=(16, 16)), jnp.float32) for _ in range(3)]
     function = functools.partial(net, "recompute", "relu")
     saving = jax.checkpoint(function, policy=jaxbn.recompute_policy)
-    want, got = (jax.jit(jax.grad(f))(params, x) for f in (function, saving))
+    pair = jax.jit(lambda *args: [jax.grad(f)(*args) for f in (function, saving)])
+    want, got = pair(params, x)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want
     )
@@ -271,12 +299,17 @@ def test_bfloat16_gradients_are_as_near_as_the_default_is():
         f = functools.partial(loss, mode, "leaky_relu", False, None)
         return jax.grad(f, (0, 2, 3))(*arguments)
 
-    wide = [v.astype(jnp.float32) for v in rounded]
-    want = gradient("input", wide)
-    for mode in ("input", "output"):
-        for a, b in zip(gradient(mode, rounded), want, strict=True):
+    @jax.jit
+    def wide_and_rounded(arguments):
+        wide = [v.astype(jnp.float32) for v in arguments]
+        found = {mode: gradient(mode, arguments) for mode in ("input", "output")}
+        return gradient("input", wide), found
+
+    want, found = wide_and_rounded(rounded)
+    for mode, got in found.items():
+        for a, b in zip(got, want, strict=True):
             error = np.abs(np.asarray(a, np.float32) - b).max()
-            assert error < 0.02 * np.abs(b).max()
+            assert error < 0.02 * np.abs(b).max(), mode
 
 
 def test_a_scale_near_zero_counts_as_the_smallest():
@@ -288,22 +321,25 @@ def test_a_scale_near_zero_counts_as_the_smallest():
         f = functools.partial(loss, mode, None, False, None)
         return jax.value_and_grad(f, (0, 2, 3))(x, x, scale, bias)
 
-    want, got = value_and_grad("input", used), value_and_grad("output", small)
+    @jax.jit
+    def of_both(used, small):
+        return value_and_grad("input", used), value_and_grad("output", small)
+
+    want, got = of_both(used, small)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
     assert np.all(np.abs(got[1][1]) > 0)  # A scale of zero can leave it.
 
 
-@pytest.mark.parametrize("mode", ["output", "recompute"])
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
-def test_modules_hand_the_mode_on(kind, mode):
+def test_modules_hand_the_mode_on(kind):
     x = case(np.float32)[0]
     options = {"activation": "leaky_relu", "use_running_average": False}
 
     def gradient(residuals):
         if kind == "linen":
             layer = jaxbn.linen.BatchNorm(residuals=residuals, **options)
-            variables = layer.init(jax.random.key(0), x)
+            variables = jax.jit(layer.init)(jax.random.key(0), x)
 
             def f(x):
                 return layer.apply(variables, x, mutable="batch_stats")[0]
@@ -316,13 +352,15 @@ def test_modules_hand_the_mode_on(kind, mode):
             def f(x):
                 return nnx.merge(graph, jax.tree.map(jnp.array, state))(x)
 
-        text = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(jnp.sin(f(x)))))(x))
-        return text, jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))(x)
+        program = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))).trace(x)
+        return str(program.jaxpr), program.lower().compile()(x)
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        (plain, want), (text, got) = gradient("input"), gradient(mode)
-    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
-    assert text != plain
+        plain, want = gradient("input")
+        for mode in ("output", "recompute"):
+            text, got = gradient(mode)
+            np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5, err_msg=mode)
+            assert text != plain, mode
 
 
 def test_messages_name_the_argument():
