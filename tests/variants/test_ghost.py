@@ -24,10 +24,7 @@ def case(seed=0):
     where = rng.random((BATCH, 2, 1)) < 0.7
     where[:SIZE] = False
     scale, bias = rng.normal(size=(2, 3))
-    return (
-        *(jnp.asarray(v, jnp.float32) for v in (x, scale, bias)),
-        jnp.asarray(where),
-    )
+    return *(v.astype(np.float32) for v in (x, scale, bias)), where
 
 
 def reference(x, scale, bias, where, size=SIZE, momentum=0.9, update="pooled"):
@@ -73,56 +70,85 @@ def close(got, want, atol=3e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, want)
 
 
+@jax.jit
+def of_every_size(x, scale, bias, where):
+    state, out = jaxbn.init_state(3), {}
+    for size in (4, 32):
+        for update in ("pooled", "sequential"):
+            options = {"ghost_batch_size": size, "momentum": 0.9, "update": update}
+            layer = functools.partial(ghost_batch_norm, where=where, **options)
+            out[size, update] = layer(x, state, scale, bias)
+    return out
+
+
 @settings(max_examples=5)
-@given(
-    seed=st.integers(0, 99),
-    size=st.sampled_from([4, 32]),
-    update=st.sampled_from(["pooled", "sequential"]),
-)
-def test_equals_the_float64_reference(seed, size, update):
-    x, scale, bias, where = case(seed)
-    call = functools.partial(run, ghost_batch_size=size, update=update)
-    y, state, _ = jax.jit(call)(x, scale, bias, where)
-    want, (mean, var) = reference(x, scale, bias, where, size, update=update)
-    # A group of one or two values has a tiny variance now and then.
-    np.testing.assert_allclose(y, want, atol=1e-3)
-    np.testing.assert_allclose(state.mean, mean, atol=2e-6)
-    np.testing.assert_allclose(state.var, var, rtol=3e-6)
+@given(seed=st.integers(0, 99))
+def test_equals_the_float64_reference(seed):
+    arrays = case(seed)
+    for (size, update), (y, state) in of_every_size(*arrays).items():
+        want, (mean, var) = reference(*arrays, size, update=update)
+        name = f"{size = }, {update = }"
+        # A group of one or two values has a tiny variance now and then.
+        np.testing.assert_allclose(y, want, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(state.mean, mean, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(state.var, var, rtol=3e-6, err_msg=name)
 
 
-def by_shard_map(call, devices):
+# `wide` groups span devices, if these are four or more.
+CALLS = {
+    "pooled": run,
+    "sequential": functools.partial(run, update="sequential"),
+    "wide": functools.partial(run, ghost_batch_size=16),
+}
+
+
+def several(names):
+    """The named calls in one program."""
+
+    def call(*arrays, **options):
+        return {name: CALLS[name](*arrays, **options) for name in names}
+
+    return call
+
+
+def by_shard_map(names, devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("d",))
-    specs = (P("d"), P(), P(), P("d"))
     out = (P("d"), P(), (P("d"), P(), P()))
     return jax.jit(
         jax.shard_map(
-            functools.partial(call, axis_name="d"),
+            functools.partial(several(names), axis_name="d"),
             mesh=mesh,
-            in_specs=specs,
-            out_specs=out,
+            in_specs=(P("d"), P(), P(), P("d")),
+            out_specs=dict.fromkeys(names, out),
         )
     )
 
 
-def by_pmap(call, devices):
+def by_pmap(names, devices):
     def one(*args):
-        y, state, (dx, *rest) = call(*args, axis_name="d")
-        return y, state, (dx, *(jax.lax.psum(g, "d") for g in rest))
+        return {
+            name: (y, state, (dx, *(jax.lax.psum(g, "d") for g in rest)))
+            for name, (y, state, (dx, *rest)) in several(names)(
+                *args, axis_name="d"
+            ).items()
+        }
 
     mapped = jax.pmap(one, "d", in_axes=(0, None, None, 0))
 
     def whole(x, scale, bias, where):
-        split = (v.reshape(devices, -1, *v.shape[1:]) for v in (x, where))
-        x, where = split
-        y, state, (dx, *rest) = mapped(x, scale, bias, where)
-        first = jax.tree.map(lambda v: v[0], (state, rest))
-        y, dx = (v.reshape(BATCH, *v.shape[2:]) for v in (y, dx))
-        return y, first[0], (dx, *first[1])
+        x, where = (v.reshape(devices, -1, *v.shape[1:]) for v in (x, where))
+        got = {}
+        for name, results in jax.device_get(mapped(x, scale, bias, where)).items():
+            y, state, (dx, *rest) = results
+            state, rest = jax.tree.map(lambda v: v[0], (state, rest))
+            y, dx = (v.reshape(BATCH, *v.shape[2:]) for v in (y, dx))
+            got[name] = y, state, (dx, *rest)
+        return got
 
     return whole
 
 
-def by_explicit_axes(call, devices):
+def by_explicit_axes(names, devices):
     axes = {"axis_types": (AxisType.Explicit,)}
     mesh = Mesh(np.array(jax.devices()[:devices]), ("d",), **axes)
 
@@ -131,47 +157,54 @@ def by_explicit_axes(call, devices):
         x, where = (jax.device_put(v, split) for v in (x, where))
         scale, bias = (jax.device_put(v, same) for v in (scale, bias))
         with jax.set_mesh(mesh):
-            y, state, gradient = jax.jit(call)(x, scale, bias, where)
-        assert y.sharding.spec == P("d", None, None)
-        return y, state, gradient
+            got = jax.jit(several(names))(x, scale, bias, where)
+        for y, *_ in got.values():
+            assert y.sharding.spec == P("d", None, None)
+        return got
 
     return whole
 
 
-def by_jit(call, devices):
+def by_jit(names, devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("d",))
     split, same = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
-    return jax.jit(call, in_shardings=(split, same, same, split))
+    return jax.jit(several(names), in_shardings=(split, same, same, split))
 
 
-@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit, by_explicit_axes])
-def test_any_number_of_devices_gives_the_numbers_of_one(how):
-    arrays = case()
-    want = jax.jit(run)(*arrays)
-    for devices in (1, 2, 4, 8):
-        close(how(run, devices)(*arrays), want)
+@functools.cache
+def on_one_device():
+    return jax.device_get(jax.jit(several(tuple(CALLS)))(*case()))
 
 
-@pytest.mark.parametrize("how", [by_shard_map, by_pmap, by_jit])
-def test_sequential_update_follows_the_order_of_the_global_batch(how):
-    arrays = case()
-    call = functools.partial(run, update="sequential")
-    close(how(call, 4)(*arrays), jax.jit(call)(*arrays))
+def on_all(how):
+    """Four devices with all that this way is tested for; other numbers are slow."""
+    names = {by_jit: ("pooled", "sequential"), by_explicit_axes: ("pooled",)}
+    quick = (how, 4, names.get(how, tuple(CALLS)))
+    yield pytest.param(*quick, id=f"{how.__name__}-4")
+    for devices in (1, 2, 8):
+        wide = how is by_shard_map and devices == 8
+        rest = (how, devices, ("pooled", "wide") if wide else ("pooled",))
+        marks = [] if (how, devices) == (by_shard_map, 8) else pytest.mark.slow
+        yield pytest.param(*rest, id=f"{how.__name__}-{devices}", marks=marks)
 
 
-@pytest.mark.parametrize("how", [by_shard_map, by_pmap])
-def test_a_group_may_span_devices(how):
-    arrays = case()
-    call = functools.partial(run, ghost_batch_size=16)
-    want = jax.jit(call)(*arrays)
-    for devices in (4, 8)[: 2 if how is by_shard_map else 1]:
-        close(how(call, devices)(*arrays), want)
+WAYS = (by_shard_map, by_pmap, by_jit, by_explicit_axes)
+
+
+@pytest.mark.parametrize(
+    ("how", "devices", "names"), [case for how in WAYS for case in on_all(how)]
+)
+def test_any_number_of_devices_gives_the_numbers_of_one(how, devices, names):
+    """Also with a sequential update and with groups that span devices."""
+    got = how(names, devices)(*case())
+    for name in names:
+        close({name: got[name]}, {name: on_one_device()[name]})
 
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_moments_of_all_groups_take_one_all_reduce(devices):
     """Of count, sum and sum of squares, whatever the number of devices and groups."""
-    text = by_shard_map(run, devices).lower(*case()).as_text()
+    text = by_shard_map(("pooled",), devices).lower(*case()).as_text()
     lines = text.splitlines()
     sent = [
         re.findall(r"-> tensor<(\S+)>", " ".join(lines[n : n + 6]))[0]
@@ -196,13 +229,9 @@ def test_channels_first_vmap_and_second_order():
         y = ghost_batch_norm(x, state, scale, bias, axis=1, **options)[0]
         return jnp.moveaxis(y, 1, -1)
 
-    last, first = jax.jit(last), jax.jit(first)
-    close(first(x), last(x))
-    close(jax.vmap(last)(jnp.stack([x, 2 * x])), jnp.stack([last(x), last(2 * x)]))
-
     def second(f):
         grad = jax.grad(lambda x: jnp.sum(f(x) ** 3))
-        return jax.jit(lambda x: jax.jvp(grad, (x,), (jnp.cos(x),))[1])(x)
+        return lambda x: jax.jvp(grad, (x,), (jnp.cos(x),))[1]
 
     def plain(x):
         groups = x.reshape(-1, SIZE, 2, 3)
@@ -211,19 +240,35 @@ def test_channels_first_vmap_and_second_order():
         y = (groups - mean) / jnp.sqrt(var + 1e-5) * scale + bias
         return jax.nn.gelu(y).reshape(x.shape)
 
-    close(second(last), second(plain), atol=1e-3)
+    @jax.jit
+    def program(x):
+        return {
+            "last": last(x),
+            "first": first(x),
+            "both": jax.vmap(last)(jnp.stack([x, 2 * x])),
+            "twice": last(2 * x),
+            "second": second(last)(x),
+            "plain": second(plain)(x),
+        }
+
+    got = program(x)
+    close(got["first"], got["last"])
+    close(got["both"], np.stack([got["last"], got["twice"]]))
+    close(got["second"], got["plain"], atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [0, 3, 64, -4])
 def test_message_for_a_size_that_does_not_divide(size):
-    x = jnp.ones((32, 3))
+    x = np.ones((32, 3), np.float32)
     with pytest.raises(ValueError, match=f"`ghost_batch_size` must divide.*got {size}"):
         ghost_batch_norm(x, jaxbn.init_state(3), ghost_batch_size=size)
 
 
 def test_messages_for_axis_and_update():
-    x, state = jnp.ones((4, 4)), jaxbn.init_state(4)
+    x, state = np.ones((4, 4), np.float32), jaxbn.init_state(4)
     with pytest.raises(ValueError, match="`axis` must not be the first axis"):
         ghost_batch_norm(x, state, ghost_batch_size=2, axis=0)
     with pytest.raises(ValueError, match="`update` must be 'pooled' or 'sequential'"):
-        ghost_batch_norm(x, state, ghost_batch_size=2, update="no")  # pyright: ignore
+        jax.eval_shape(
+            lambda: ghost_batch_norm(x, state, ghost_batch_size=2, update="no")  # pyright: ignore
+        )
