@@ -18,9 +18,8 @@ def case(seed):
     var = rng.uniform(0.5, 4, 3)
     where = rng.random((5, 7, 1)) < 0.7
     where[0] = False
-    arrays = [jnp.asarray(v, jnp.float32) for v in (x, scale, bias, mean, var)]
-    state = jaxbn.BatchNormState(*arrays[3:], jnp.ones(3))
-    return *arrays[:3], state, jnp.asarray(where)
+    arrays = [v.astype(np.float32) for v in (x, scale, bias, mean, var, np.ones(3))]
+    return *arrays[:3], jaxbn.BatchNormState(*arrays[3:]), where
 
 
 def reference(x, scale, bias, state, where, alpha):
@@ -41,64 +40,89 @@ def reference(x, scale, bias, state, where, alpha):
 
 
 @jax.jit
-def call(x, scale, bias, state, where, alpha):
-    return eval_blend(x, state, scale, bias, where=where, alpha=alpha)
+def call(x, scale, bias, state, where, alpha, each):
+    """With one weight, and with one for each channel."""
+    options = {"where": where, "alpha": alpha}
+    one = eval_blend(x, state, scale, bias, **options)
+    return one, eval_blend(x, state, scale, bias, **options | {"alpha": each})
 
 
-@given(seed=st.integers(0, 99), alpha=st.floats(0, 1), each=st.booleans())
-def test_equals_the_mixture_of_first_and_second_moments(seed, alpha, each):
-    arrays = case(seed)
-    alpha = np.float32(alpha) * (np.array([1, 0.5, 0], np.float32) if each else 1)
-    got = call(*arrays, jnp.asarray(alpha))
-    want = reference(*arrays, np.asarray(alpha, np.float64))
-    np.testing.assert_allclose(got, want, rtol=5e-5, atol=5e-5)
+@given(seed=st.integers(0, 99), alpha=st.floats(0, 1))
+def test_equals_the_mixture_of_first_and_second_moments(seed, alpha):
+    arrays, one = case(seed), np.float32(alpha)
+    weights = {"one weight": one, "one for each": one * np.array([1, 0.5, 0], "f")}
+    for got, (name, weight) in zip(
+        call(*arrays, *weights.values()), weights.items(), strict=True
+    ):
+        want = reference(*arrays, weight.astype(np.float64))
+        np.testing.assert_allclose(got, want, rtol=5e-5, atol=5e-5, err_msg=name)
 
 
 def test_zero_is_ordinary_evaluation_and_one_is_instance_normalization():
     x, scale, bias, state, _ = case(0)
-    got = eval_blend(x, state, scale, bias, alpha=0, activation="relu")
-    want = jaxbn.batch_norm_inference(x, state, scale, bias, activation="relu")
+
+    @jax.jit
+    def run(x):
+        affine = (state, scale, bias)
+        return (
+            eval_blend(x, *affine, alpha=0, activation="relu"),
+            jaxbn.batch_norm_inference(x, *affine, activation="relu"),
+            eval_blend(x, state, alpha=1.0),
+        )
+
+    got, want, one = run(x)
     np.testing.assert_allclose(got, want, atol=1e-6)
-    got = eval_blend(x, state, alpha=1.0)
-    want = (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    want = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(one, want, atol=1e-5)
 
 
 def test_channels_first_and_dense_inputs():
     x, scale, bias, state, _ = case(1)
-    first = eval_blend(x.swapaxes(1, 2), state, scale, bias, alpha=0.3, axis=1)
-    want = eval_blend(x, state, scale, bias, alpha=0.3)
-    np.testing.assert_allclose(first.swapaxes(1, 2), want, atol=1e-6)
-    dense = eval_blend(x[:, 0], state, alpha=0.3)
+
+    @jax.jit
+    def run(x):
+        affine, last = (state, scale, bias), x.swapaxes(1, 2)
+        return (
+            eval_blend(last, *affine, alpha=0.3, axis=1).swapaxes(1, 2),
+            eval_blend(x, *affine, alpha=0.3),
+            eval_blend(x[:, 0], state, alpha=0.3),
+        )
+
+    first, want, dense = run(x)
+    np.testing.assert_allclose(first, want, atol=1e-6)
     distance = x[:, 0] - state.mean
     var = 0.7 * state.var + 0.21 * distance**2
-    np.testing.assert_allclose(dense, 0.7 * distance / jnp.sqrt(var + 1e-5), rtol=1e-4)
+    np.testing.assert_allclose(dense, 0.7 * distance / np.sqrt(var + 1e-5), rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [2, 8])
 def test_fit_finds_the_minimum_of_its_loss(batch):
     rng = np.random.default_rng(0)
     offsets = rng.normal(size=(40, batch, 1, 3))
-    x = jnp.asarray(rng.normal(size=(40, batch, 4, 3)) + offsets, jnp.float32)
-    pooled = jaxbn.moments(x)
-    state = jaxbn.update(jaxbn.init_state(3), pooled)
-    alpha = jax.jit(lambda x: fit_eval_blend(x, state))(x)
+    x = (rng.normal(size=(40, batch, 4, 3)) + offsets).astype(np.float32)
+    grid = np.linspace(0, 1, 257, dtype=np.float32)
 
-    trained = jax.vmap(lambda x: jaxbn.batch_norm(x, state)[0])(x)
+    @jax.jit
+    def run(x, grid):
+        state = jaxbn.update(jaxbn.init_state(3), jaxbn.moments(x))
+        alpha = fit_eval_blend(x, state)
+        trained = jax.vmap(lambda x: jaxbn.batch_norm(x, state)[0])(x)
 
-    def loss(alpha):
-        y = jax.vmap(lambda x: eval_blend(x, state, alpha=alpha))(x)
-        return jnp.mean((y - trained) ** 2)
+        def loss(alpha):
+            y = jax.vmap(lambda x: eval_blend(x, state, alpha=alpha))(x)
+            return jnp.mean((y - trained) ** 2)
 
-    grid = jnp.linspace(0, 1, 257)
-    losses = jax.jit(lambda g: jax.lax.map(loss, g))(grid)
-    assert abs(alpha - grid[jnp.argmin(losses)]) < 1 / 200
-    assert loss(alpha) < losses[0]
+        losses = jax.lax.map(loss, jnp.append(grid, alpha))
+        return alpha, losses[:-1], losses[-1]
+
+    alpha, losses, found = jax.device_get(run(x, grid))
+    assert abs(alpha - grid[np.argmin(losses)]) < 1 / 200
+    assert found < losses[0]
     assert 0 < alpha < 1.5 / batch
 
 
 def test_messages_name_the_argument():
-    x, state = jnp.ones((4, 3)), jaxbn.init_state(3)
+    x, state = np.ones((4, 3), np.float32), jaxbn.init_state(3)
     with pytest.raises(ValueError, match=r"`alpha` must be in \[0, 1\], got 1.5"):
         eval_blend(x, state, alpha=1.5)
     with pytest.raises(ValueError, match="`axis` must not be the first axis"):
@@ -108,6 +132,6 @@ def test_messages_name_the_argument():
 
 
 def test_a_weight_for_other_channels_is_named():
-    x, state = jnp.ones((4, 2, 3)), jaxbn.init_state(3)
+    x, state = np.ones((4, 2, 3), np.float32), jaxbn.init_state(3)
     with pytest.raises(ValueError, match=r"`alpha` must be a number or have shape \(3"):
         eval_blend(x, state, alpha=np.array([0.5, 0.1]))
