@@ -11,7 +11,8 @@ import pytest
 import jaxbn
 
 X, STATE = jnp.ones((8, 3)), jaxbn.init_state(3)
-COMPLEX = jnp.ones((8, 3), jnp.complex64)
+COMPLEX = np.ones((8, 3), np.complex64)
+MOMENTS = jaxbn.Moments(*np.ones((3, 3), np.float32))
 
 
 def train(x=X, state=STATE, *arrays, **options):
@@ -174,7 +175,7 @@ CASES = {
         "PyTorch's `momentum` is 1 minus it, and None gives the cumulative average.",
     ),
     "negative momentum": (
-        lambda: jaxbn.update(STATE, jaxbn.moments(X), momentum=-0.1),
+        lambda: jaxbn.update(STATE, MOMENTS, momentum=-0.1),
         ValueError,
         "`momentum` must be in [0, 1), got -0.1.",
     ),
@@ -219,18 +220,18 @@ CASES = {
         "The unbiased variance divides by their number minus one.",
     ),
     "update with other moments": (
-        lambda: jaxbn.update(STATE, jaxbn.moments(jnp.ones((8, 4)))),
+        lambda: jaxbn.update(STATE, jaxbn.Moments(*jnp.ones((3, 4)))),
         ValueError,
         "`moments` must have the shape (3,) of `state`, got (4,). "
         "Compute them over the same feature axes.",
     ),
     "update of a tuple": (
-        lambda: jaxbn.update(tuple(STATE), jaxbn.moments(X)),
+        lambda: jaxbn.update(tuple(STATE), MOMENTS),
         TypeError,
         "`state` must be a BatchNormState, got tuple.",
     ),
     "update with complex moments": (
-        lambda: jaxbn.update(STATE, jaxbn.moments(COMPLEX)),
+        lambda: jaxbn.update(STATE, MOMENTS._replace(mean=COMPLEX[0])),
         TypeError,
         "`state.mean` must be complex for complex moments, got float32.",
     ),
@@ -249,16 +250,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_argument_has_its_message(name):
+def test_a_wrong_argument_has_its_message_which_names_it_and_the_value(name):
     call, error, message = CASES[name]
-    with pytest.raises(error, match=re.escape(message)):
-        call()
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_message_names_the_argument_and_the_value(name):
-    call, error, _ = CASES[name]
-    with pytest.raises(error) as caught:
+    with pytest.raises(error, match=re.escape(message)) as caught:
         call()
     text = str(caught.value)
     assert re.match(r"`[\w.]+` must .*, got .*\. \S", text, re.DOTALL), text
@@ -284,22 +278,23 @@ def test_one_value_per_channel_on_each_of_several_members_is_enough():
     layer = functools.partial(
         jaxbn.batch_norm, state=STATE, unbiased=True, axis_name="i"
     )
-    _, state = jax.vmap(layer, axis_name="i")(jnp.ones((4, 1, 3)))
+    _, state = jax.jit(jax.vmap(layer, axis_name="i"))(np.ones((4, 1, 3), np.float32))
     np.testing.assert_array_equal(state.count, np.ones((4, 3)))
 
 
 @pytest.mark.parametrize("momentum", [0, 0.5, np.float32(0.9), jnp.float32(0.9), None])
 def test_momentum_may_be_any_number_in_range(momentum):
-    train(momentum=momentum)
+    jax.eval_shape(lambda x: train(x, momentum=momentum), X)
 
 
 @pytest.mark.parametrize("axis", [np.int64(1), (np.int32(-1),), np.array([1])])
 def test_axes_may_be_integers_of_numpy(axis):
-    np.testing.assert_array_equal(train(axis=axis)[0], train()[0])
+    programs = [jax.make_jaxpr(lambda x, a=a: train(x, axis=a))(X) for a in (axis, -1)]
+    assert str(programs[0]) == str(programs[1])
 
 
 def test_nothing_at_all_leaves_the_state_alone_also_if_unbiased():
-    y, state = train(X[:0], unbiased=True)
+    y, state = jax.jit(functools.partial(train, unbiased=True))(X[:0])
     assert y.shape == (0, 3)
     np.testing.assert_array_equal(state.count, 0)
 
@@ -311,6 +306,5 @@ def test_eight_bits_have_no_mean_and_variance():
 
 @pytest.mark.parametrize("where", [jnp.ones((8, 1), bool), jnp.ones(3, bool), True])
 def test_a_mask_may_be_anything_that_broadcasts(where):
-    want = jaxbn.moments(X)
-    got = jaxbn.moments(X, where=where)
-    np.testing.assert_array_equal(got.count, want.count)
+    got = jax.jit(lambda x: jaxbn.moments(x, where=where))(X)
+    np.testing.assert_array_equal(got.count, np.full(3, 8))

@@ -18,18 +18,20 @@ ROUNDING = 64 * 2.0**-24
 update = jax.jit(
     jaxbn.update, static_argnames=("momentum", "debias", "unbiased", "skip_nonfinite")
 )
+moments = jax.jit(jaxbn.moments)
+merge = jax.jit(jaxbn.merge)
 
 
 def batches(n, seed=0, rows=5):
     generator = np.random.default_rng(seed)
     x = generator.normal(generator.normal(0, 5, (n, 1, 3)), 2, (n, rows, 3))
-    return jnp.asarray(x, jnp.float32)
+    return x.astype(np.float32)
 
 
 def run(xs, **options):
     state = jaxbn.init_state(xs.shape[-1])
     for x in xs:
-        state = update(state, jaxbn.moments(x), **options)
+        state = update(state, moments(x), **options)
     return state
 
 
@@ -38,16 +40,16 @@ def expected(xs, **options):
 
 
 def some_state():
-    mean, var = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 5.0, 6.0])
-    return jaxbn.BatchNormState(mean, var, jnp.array([7.0, 8.0, 9.0]))
+    return jaxbn.BatchNormState(*np.float32([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
 
 
 @pytest.mark.parametrize("features", [3, (2, 4), ()])
 def test_the_first_state_is_the_identity(features):
     shape = (features,) if isinstance(features, int) else features
     state = jaxbn.init_state(features)
-    want = jaxbn.BatchNormState(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(shape))
-    chex.assert_trees_all_equal(state, want)
+    for leaf, value in zip(state, (0, 1, 0), strict=True):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, np.full(shape, value))
 
 
 def test_the_state_of_complex_input_has_a_real_variance():
@@ -58,9 +60,9 @@ def test_the_state_of_complex_input_has_a_real_variance():
 def test_a_state_in_16_bits_counts_on_beyond_them():
     state = jaxbn.init_state(1, dtype=jnp.bfloat16)
     assert [leaf.dtype for leaf in state] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
-    batch = jaxbn.moments(jnp.array([[1.0], [3.0]]))
-    state = state._replace(count=state.count + 256)
-    new = jaxbn.update(state, batch, momentum=None)
+    batch = moments(np.float32([[1], [3]]))
+    state = state._replace(count=np.float32([256]))
+    new = update(state, batch, momentum=None)
     assert new.count == 257 and new.mean.dtype == jnp.bfloat16
 
 
@@ -68,7 +70,7 @@ def test_a_state_in_16_bits_counts_on_beyond_them():
 def test_after_one_step_the_state_is_that_batch(momentum, unbiased):
     (x,) = batches(1)
     options = {"momentum": momentum, "unbiased": unbiased}
-    state = update(jaxbn.init_state(3), jaxbn.moments(x), **options)
+    state = update(jaxbn.init_state(3), moments(x), **options)
     np.testing.assert_allclose(state.mean, np.mean(x, 0), rtol=ROUNDING)
     np.testing.assert_allclose(state.var, np.var(x, 0, ddof=unbiased), rtol=ROUNDING)
 
@@ -97,12 +99,13 @@ def test_without_momentum_all_batches_weigh_the_same(unbiased):
 @pytest.mark.parametrize("steps", [1, 1000])
 def test_a_constant_batch_is_found_again_after_any_number_of_steps(steps):
     (x,) = batches(1)
-    batch = jaxbn.moments(x)
+    batch = moments(x)
 
     def step(_, state):
         return jaxbn.update(state, batch, momentum=0.999)
 
-    state = jax.lax.fori_loop(0, steps, step, jaxbn.init_state(3))
+    loop = jax.jit(lambda state, n: jax.lax.fori_loop(0, n, step, state))
+    state = loop(jaxbn.init_state(3), steps)
     np.testing.assert_allclose(state.mean, batch.mean, rtol=1e-5)
 
 
@@ -113,17 +116,15 @@ def test_no_momentum_keeps_only_the_last_batch():
 
 
 def test_full_momentum_without_debias_freezes_the_state():
-    state = update(
-        some_state(), jaxbn.moments(batches(1)[0]), momentum=1.0, debias=False
-    )
+    state = update(some_state(), moments(batches(1)[0]), momentum=1.0, debias=False)
     chex.assert_trees_all_equal(state._replace(count=some_state().count), some_state())
 
 
 def test_a_traced_momentum_is_the_same_as_a_number():
-    state, batch = some_state(), jaxbn.moments(batches(1)[0])
+    state, batch = some_state(), moments(batches(1)[0])
     traced = jax.jit(lambda m: jaxbn.update(state, batch, momentum=m))
     for momentum in (0.0, 0.5, 0.99):
-        want = jaxbn.update(state, batch, momentum=momentum)
+        want = update(state, batch, momentum=momentum)
         chex.assert_trees_all_close(traced(momentum), want, rtol=1e-5)
 
 
@@ -134,90 +135,92 @@ def test_a_momentum_schedule_compiles_once():
         return jaxbn.update(state, batch, momentum=momentum)
 
     chex.clear_trace_counter()
-    state, batch = some_state(), jaxbn.moments(batches(1)[0])
+    state, batch = some_state(), moments(batches(1)[0])
     for momentum in (0.5, 0.9, 0.99):
         state = step(state, batch, momentum)
     chex.assert_trees_all_equal(state.count, some_state().count + 3)
 
 
 def test_an_empty_batch_leaves_the_state_alone():
-    empty = jaxbn.moments(jnp.zeros((0, 3)))
+    empty = moments(np.zeros((0, 3), np.float32))
     chex.assert_trees_all_equal(update(some_state(), empty), some_state())
 
 
 def test_a_channel_without_values_keeps_its_state_and_count():
-    x, where = batches(1)[0], jnp.array([[True, False, True]])
-    got = update(some_state(), jaxbn.moments(x, where=where))
-    want = update(some_state(), jaxbn.moments(x))
+    x, where = batches(1)[0], np.array([[True, False, True]])
+    got = update(some_state(), moments(x, where=where))
+    want = update(some_state(), moments(x))
     old = some_state()
     for new, updated, kept in zip(got, want, old, strict=True):
         np.testing.assert_array_equal(new, [updated[0], kept[1], updated[2]])
 
 
 def test_one_value_per_channel_keeps_the_unbiased_variance():
-    got = update(some_state(), jaxbn.moments(batches(1)[0][:1]), unbiased=True)
+    got = update(some_state(), moments(batches(1)[0][:1]), unbiased=True)
     chex.assert_trees_all_equal(got.var, some_state().var)
     assert (got.mean != some_state().mean).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_nonfinite_batch_can_be_kept_out(bad):
-    x = batches(1)[0].at[2, 1].set(bad)
-    got = update(some_state(), jaxbn.moments(x), skip_nonfinite=True)
+    x = batches(1)[0]
+    x[2, 1] = bad
+    got = update(some_state(), moments(x), skip_nonfinite=True)
     chex.assert_trees_all_equal(got, some_state())
 
 
 def test_a_nonfinite_batch_is_visible_unless_kept_out():
-    x = batches(1)[0].at[2, 1].set(jnp.nan)
-    got = update(some_state(), jaxbn.moments(x))
-    assert jnp.isnan(got.mean[1]) and jnp.isfinite(got.mean[0])
+    x = batches(1)[0]
+    x[2, 1] = np.nan
+    got = update(some_state(), moments(x))
+    np.testing.assert_array_equal(np.isfinite(got.mean), [True, False, True])
 
 
 def test_skipping_lets_a_finite_batch_through():
-    batch = jaxbn.moments(batches(1)[0])
+    batch = moments(batches(1)[0])
     got = update(some_state(), batch, skip_nonfinite=True)
     chex.assert_trees_all_close(got, update(some_state(), batch), rtol=1e-6)
 
 
 def test_skipping_is_not_confused_by_a_channel_without_values():
-    where = jnp.array([[True, False, True]])
-    batch = jaxbn.moments(batches(1)[0], where=where)
+    where = np.array([[True, False, True]])
+    batch = moments(batches(1)[0], where=where)
     got = update(some_state(), batch, skip_nonfinite=True)
     chex.assert_trees_all_close(got, update(some_state(), batch), rtol=1e-6)
 
 
 def test_no_gradient_passes_through_an_update():
     def loss(state, x):
-        return sum(map(jnp.sum, jaxbn.update(state, jaxbn.moments(x))))
+        return sum(map(jnp.sum, jaxbn.update(state, moments(x))))
 
-    gradients = jax.grad(loss, (0, 1))(some_state(), batches(1)[0])
-    for leaf in jax.tree.leaves(gradients):
+    gradients = jax.jit(jax.grad(loss, (0, 1)))(some_state(), batches(1)[0])
+    for leaf in jax.device_get(jax.tree.leaves(gradients)):
         assert not leaf.any()
 
 
 @pytest.mark.parametrize("parts", [1, 4, 8])
 def test_micro_batches_merge_to_the_update_of_the_whole_batch(parts):
     x = batches(1, rows=16)[0]
-    pieces = [jaxbn.moments(piece) for piece in jnp.split(x, parts)]
-    whole = functools.reduce(jaxbn.merge, pieces)
-    got, want = update(some_state(), whole), update(some_state(), jaxbn.moments(x))
+    pieces = [moments(piece) for piece in np.split(x, parts)]
+    whole = functools.reduce(merge, pieces)
+    got, want = update(some_state(), whole), update(some_state(), moments(x))
     chex.assert_trees_all_close(got, want, rtol=ROUNDING)
 
 
 def test_micro_batches_can_be_merged_in_a_scan():
     x = batches(1, rows=16)[0]
-    empty = jaxbn.moments(jnp.zeros((0, 3)))
+    empty = moments(np.zeros((0, 3), np.float32))
 
     def step(total, piece):
-        return jaxbn.merge(total, jaxbn.moments(piece)), None
+        return jaxbn.merge(total, moments(piece)), None
 
     whole, _ = jax.lax.scan(step, empty, x.reshape(4, 4, 3))
-    chex.assert_trees_all_close(whole, jaxbn.moments(x), rtol=ROUNDING)
+    chex.assert_trees_all_close(whole, moments(x), rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", strategies.FLOATS, ids=str)
 def test_the_state_keeps_its_type_whatever_the_batch(dtype):
-    batch = jaxbn.moments(jnp.asarray(batches(1)[0], dtype))
+    batch = moments(batches(1)[0].astype(dtype))
     chex.assert_trees_all_equal_shapes_and_dtypes(
         update(some_state(), batch), some_state()
     )
@@ -226,7 +229,7 @@ def test_the_state_keeps_its_type_whatever_the_batch(dtype):
 def test_a_float32_state_keeps_its_type_for_a_float64_batch():
     with jax.enable_x64(True):
         state = jaxbn.init_state(2)
-        batch = jaxbn.moments(jnp.arange(6.0, dtype=jnp.float64).reshape(3, 2))
+        batch = moments(np.arange(6.0).reshape(3, 2))
         assert batch.mean.dtype == jnp.float64
-        new = jaxbn.update(state, batch)
+        new = update(state, batch)
     assert [s.dtype for s in new] == [jnp.float32] * 3
