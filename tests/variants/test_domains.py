@@ -1,5 +1,7 @@
 """Each domain is normalized as if it were alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +28,8 @@ def case(seed=0, *, shared=True):
     x = rng.normal(size=(24, 4, 2)) + 3 * ids[:, None, None]
     scale, bias = rng.normal(size=(2, 2) if shared else (2, DOMAINS, 2))
     where = rng.random((24, 4, 1)) < 0.8
-    arrays = [jnp.asarray(v, jnp.float32) for v in (x, scale, bias)]
-    return *arrays, jnp.asarray(ids), jnp.asarray(where)
+    arrays = [v.astype(np.float32) for v in (x, scale, bias)]
+    return *arrays, ids.astype(np.int32), where
 
 
 def run(x, scale, bias, ids, where, axis_name=None):
@@ -76,9 +78,10 @@ def close(got, want, atol=2e-5):
 compiled, expected = jax.jit(run), jax.jit(alone)
 
 
-@settings(max_examples=8)
-@given(seed=st.integers(0, 99), shared=st.booleans())
-def test_values_states_and_gradients_are_those_of_separate_layers(seed, shared):
+@pytest.mark.parametrize("shared", [True, False])
+@settings(max_examples=4)
+@given(seed=st.integers(0, 99))
+def test_values_states_and_gradients_are_those_of_separate_layers(shared, seed):
     arrays = case(seed, shared=shared)
     # A gradient of scale sums 96 terms of size 10.
     close(compiled(*arrays), expected(*arrays), 2e-4)
@@ -88,7 +91,7 @@ def test_values_states_and_gradients_are_those_of_separate_layers(seed, shared):
 @given(seed=st.integers(0, 99))
 def test_equals_float64_numpy(seed):
     x, scale, bias, ids, where = case(seed)
-    y, states, _ = compiled(x, scale, bias, ids, where)
+    y, states, _ = jax.device_get(compiled(x, scale, bias, ids, where))
     for k in range(DOMAINS - 1):
         rows = np.asarray(x, np.float64)[ids == k]
         values = rows[np.asarray(where)[ids == k][..., 0]]
@@ -100,28 +103,37 @@ def test_equals_float64_numpy(seed):
     np.testing.assert_array_equal(states.count[-1], 0)
 
 
-@pytest.mark.parametrize("k", [0, 2])
-def test_one_domain_for_the_batch_is_an_ordinary_layer(k):
+def test_one_domain_for_the_batch_is_an_ordinary_layer():
     x, scale, bias, _, _ = case()
     states = init_domain_state(DOMAINS, 2)
-    got, new = jax.jit(lambda k: domain_batch_norm(x, states, scale, bias, domain=k))(k)
-    want, state = jaxbn.batch_norm(x, jaxbn.init_state(2), scale, bias)
-    close(got, want)
-    close(strip_domain(new, k), state)
-    for other in {0, 1, 2} - {k}:
-        close(strip_domain(new, other), jaxbn.init_state(2), 0)
+
+    @jax.jit
+    def with_domain(k):
+        return domain_batch_norm(x, states, scale, bias, domain=k)
+
+    start = jaxbn.init_state(2)
+    want, state = jax.jit(lambda x: jaxbn.batch_norm(x, start, scale, bias))(x)
+    for k in (0, 2):
+        got, new = with_domain(k)
+        close(got, want)
+        close(strip_domain(new, k), state)
+        for other in {0, 1, 2} - {k}:
+            close(strip_domain(new, other), start, 0)
 
 
 def test_channels_first_activation_and_residual():
     x, scale, bias, ids, _ = case()
-    options = {"activation": "relu", "domain": ids}
-    states = init_domain_state(DOMAINS, 2)
-    want, _ = domain_batch_norm(x, states, scale, bias, residual=2 * x, **options)
-    flipped = x.swapaxes(1, 2)
-    got, _ = domain_batch_norm(
-        flipped, states, scale, bias, residual=2 * flipped, axis=1, **options
-    )
-    close(got.swapaxes(1, 2), want)
+
+    @jax.jit
+    def run(x):
+        options, affine = {"activation": "relu", "domain": ids}, (scale, bias)
+        call = functools.partial(domain_batch_norm, **options)
+        states, flipped = init_domain_state(DOMAINS, 2), x.swapaxes(1, 2)
+        want, _ = call(x, states, *affine, residual=2 * x)
+        got, _ = call(flipped, states, *affine, residual=2 * flipped, axis=1)
+        return got.swapaxes(1, 2), want
+
+    close(*run(x))
 
 
 def test_shard_map_equals_one_device():
@@ -144,44 +156,52 @@ def test_second_order_equals_that_of_separate_layers():
         def grad(x):
             return f(x, scale, bias, ids, where)[2][0]
 
-        return jax.jit(lambda x: jax.jvp(grad, (x,), (jnp.cos(x),))[1])(x)
+        return lambda x: jax.jvp(grad, (x,), (jnp.cos(x),))[1]
 
-    close(second(run), second(alone), 1e-4)
+    got, want = jax.jit(lambda x: (second(run)(x), second(alone)(x)))(x)
+    close(got, want, 1e-4)
 
 
 def test_evaluation_and_export_of_the_clean_domain():
     x, scale, bias, ids, _ = case(7, shared=False)
-    states = init_domain_state(DOMAINS, 2)
-    y, states = domain_batch_norm(x, states, scale, bias, domain=ids)
-    again = domain_batch_norm_inference(x, states, scale, bias, domain=ids)
+
+    @jax.jit
+    def train(x):
+        states = init_domain_state(DOMAINS, 2)
+        y, states = domain_batch_norm(x, states, scale, bias, domain=ids)
+        infer = functools.partial(domain_batch_norm_inference, x, states, scale, bias)
+        return y, states, infer(domain=ids), infer(domain=0)
+
+    y, states, again, want = train(x)
     close(again, y)
-    tree = {"state": states, "scale": scale, "shared": jnp.ones(2)}
+    tree = {"state": states, "scale": scale, "shared": np.ones(2)}
     clean = strip_domain(tree, 0, num_domains=DOMAINS)
-    want = domain_batch_norm_inference(x, states, scale, bias, domain=0)
-    got = jaxbn.batch_norm_inference(x, clean["state"], clean["scale"], bias[0])
+    got = jax.jit(jaxbn.batch_norm_inference)(
+        x, clean["state"], clean["scale"], bias[0]
+    )
     close(got, want)
     assert clean["shared"].shape == (2,)
 
 
 def test_messages_name_the_argument():
-    x, states = jnp.ones((4, 2)), init_domain_state(2, 2)
+    x, states = np.ones((4, 2), np.float32), init_domain_state(2, 2)
     with pytest.raises(ValueError, match="`num_domains` must be at least 1, got 0"):
         init_domain_state(0, 2)
     with pytest.raises(TypeError, match="`domain` must be an integer, got float32"):
-        domain_batch_norm(x, states, domain=jnp.ones(4))
+        domain_batch_norm(x, states, domain=np.ones(4, np.float32))
     with pytest.raises(
         ValueError, match=r"`domain` must be a scalar or have shape \(4"
     ):
-        domain_batch_norm(x, states, domain=jnp.ones(3, int))
+        domain_batch_norm(x, states, domain=np.ones(3, int))
     with pytest.raises(ValueError, match=r"`states` must have shape \(domains, 2\)"):
         domain_batch_norm(x, jaxbn.init_state(2), domain=0)
     with pytest.raises(ValueError, match=r"`scale` must have shape \(2,\) or \(2, 2\)"):
-        domain_batch_norm(x, states, jnp.ones(3), domain=0)
+        jax.eval_shape(lambda: domain_batch_norm(x, states, np.ones(3), domain=0))
 
 
 @pytest.mark.parametrize("domain", [5, -1, np.array([0, 2, 1]), [0, 2, 1]])
 def test_a_domain_that_is_not_there_is_named(domain):
-    x, states = jnp.ones((3, 2)), init_domain_state(2, 2)
+    x, states = np.ones((3, 2), np.float32), init_domain_state(2, 2)
     with pytest.raises(ValueError, match="`domain` must be at least 0 and below 2"):
         domain_batch_norm(x, states, domain=domain)
     with pytest.raises(ValueError, match="`domain` must be at least 0 and below 2"):

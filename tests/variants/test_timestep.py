@@ -1,5 +1,7 @@
 """Each time step has statistics of its own, also inside scan."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,10 @@ def data(steps=6, batch=16, features=3):
     return x.astype(np.float32), rng.integers(1, steps, batch)
 
 
-@pytest.mark.parametrize("max_steps", [1, 4, 6, 9])
-def test_scan_with_traced_step_equals_a_loop_over_layers(max_steps):
+@functools.cache
+def scanned():
+    """For every number of rows: the scan, and a loop over layers, of one program."""
     x, lengths = data()
-    states = init_timestep_state(max_steps, 3)
     where = (np.arange(6)[:, None] < lengths)[..., None]
 
     def step(states, inputs):
@@ -34,13 +36,33 @@ def test_scan_with_traced_step_equals_a_loop_over_layers(max_steps):
         y, states = timestep_batch_norm(x, states, t=t, where=where, momentum=0.9)
         return states, y
 
-    got, y = jax.jit(lambda s: jax.lax.scan(step, s, (jnp.arange(6), x, where)))(states)
-    layers = [jaxbn.init_state(3) for _ in range(max_steps)]
-    for t in range(6):
-        row = min(t, max_steps - 1)
-        want, layers[row] = jaxbn.batch_norm(
-            jnp.asarray(x[t]), layers[row], where=where[t], momentum=0.9
-        )
+    @jax.jit
+    def scans():
+        steps = (jnp.arange(6), x, where)
+        return {
+            rows: jax.lax.scan(step, init_timestep_state(rows, 3), steps)
+            for rows in ROWS
+        }
+
+    layer = jax.jit(functools.partial(jaxbn.batch_norm, momentum=0.9))
+    loops = {}
+    for rows in ROWS:
+        layers, out = [jaxbn.init_state(3) for _ in range(rows)], []
+        for t in range(6):
+            row = min(t, rows - 1)
+            y, layers[row] = layer(x[t], layers[row], where=where[t])
+            out.append(y)
+        loops[rows] = layers, out
+    return jax.device_get((scans(), loops))
+
+
+ROWS = (1, 4, 6, 9)
+
+
+@pytest.mark.parametrize("max_steps", ROWS)
+def test_scan_with_traced_step_equals_a_loop_over_layers(max_steps):
+    (got, y), (layers, out) = (results[max_steps] for results in scanned())
+    for t, want in enumerate(out):
         np.testing.assert_allclose(y[t], want, atol=1e-5)
     for row, layer in enumerate(layers):
         for a, b in zip(got, layer, strict=True):
@@ -49,13 +71,13 @@ def test_scan_with_traced_step_equals_a_loop_over_layers(max_steps):
 
 def test_later_steps_use_the_last_statistics_at_evaluation():
     states = init_timestep_state(3, 2)
-    states = states._replace(mean=jnp.arange(6.0).reshape(3, 2))
-    x = jnp.ones((1, 2))
+    states = states._replace(mean=np.arange(6, dtype=np.float32).reshape(3, 2))
+    x = np.ones((1, 2), np.float32)
+    infer = jax.jit(lambda t: timestep_batch_norm_inference(x, states, t=t))
+    plain = jax.jit(jaxbn.batch_norm_inference)
     for t, row in ((0, 0), (2, 2), (7, 2)):
-        one = jax.tree.map(lambda v, row=row: v[row], states)
-        want = jaxbn.batch_norm_inference(x, one)
-        got = jax.jit(lambda t: timestep_batch_norm_inference(x, states, t=t))(t)
-        np.testing.assert_array_equal(got, want)
+        one = jax.tree.map(lambda v, row=row: np.asarray(v)[row], states)
+        np.testing.assert_array_equal(infer(t), plain(x, one))
 
 
 def lstm_in_numpy(params, x):
@@ -75,16 +97,26 @@ def lstm_in_numpy(params, x):
         yield h
 
 
-def net(max_steps=5):
-    params, states = init_lstm(
-        jax.random.key(0), inputs=3, hidden=4, max_steps=max_steps
-    )
-    return params, states, jnp.asarray(data(5)[0].swapaxes(0, 1))
+@functools.cache
+def net():
+    make = functools.partial(init_lstm, inputs=3, hidden=4, max_steps=5)
+    params, states = jax.jit(lambda: make(jax.random.key(0)))()
+    return params, states, data(5)[0].swapaxes(0, 1)
+
+
+@functools.cache
+def after_a_batch():
+    """The outputs of a batch in training, and the states after it."""
+    return trained(*net())
+
+
+trained = jax.jit(functools.partial(lstm, training=True))
+evaluated = jax.jit(functools.partial(lstm, training=False))
 
 
 def test_lstm_equals_float64_numpy():
-    params, states, x = net()
-    got, _ = jax.jit(lambda *a: lstm(*a, training=True))(params, states, x)
+    params, _, x = net()
+    got, _ = after_a_batch()
     want = np.stack(list(lstm_in_numpy(params, np.asarray(x, np.float64))), 1)
     np.testing.assert_allclose(got, want, atol=3e-6)
 
@@ -92,34 +124,43 @@ def test_lstm_equals_float64_numpy():
 @pytest.mark.parametrize("training", [True, False])
 def test_lstm_computes_in_the_type_of_inputs_and_weights_together(training):
     params, states, x = net()
-    want, _ = lstm(params, states, x, training=training)
-    low = x.astype(jnp.bfloat16)
-    got, new = lstm(params, states, low, training=training)
+    run = trained if training else evaluated
+    want, _ = run(params, states, x)
+    narrow, low_states = jax.jit(
+        lambda: init_lstm(
+            jax.random.key(0), inputs=3, hidden=4, max_steps=5, dtype="bfloat16"
+        )
+    )()
+
+    @jax.jit
+    def in_low_types(x):
+        of = functools.partial(lstm, training=training)
+        return of(params, states, x), of(narrow, low_states, x)
+
+    (got, new), (low, _) = in_low_types(x.astype(jnp.bfloat16))
     assert got.dtype == new.cell.mean.dtype == jnp.float32
     np.testing.assert_allclose(got, want, atol=0.03)
-    narrow, low_states = init_lstm(
-        jax.random.key(0), inputs=3, hidden=4, max_steps=5, dtype="bfloat16"
-    )
-    got, _ = lstm(narrow, low_states, low, training=training)
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(float), want, atol=0.05)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(low, float), want, atol=0.05)
 
 
 def test_lstm_under_x64_stays_float32_unless_asked():
     with jax.enable_x64(True):
-        params, states, x = net()
-        assert {p.dtype for p in params} == {jnp.dtype("float32")}
-        assert lstm(params, states, x, training=True)[0].dtype == jnp.float32
-        wide = lstm(params, states, x.astype("float64"), training=True)[0]
-        assert wide.dtype == jnp.float64
+        make = functools.partial(init_lstm, inputs=3, hidden=4, max_steps=5)
+        params, states = jax.eval_shape(make, jax.random.key(0))
+        assert {p.dtype for p in params} == {np.dtype("float32")}
+        run = functools.partial(jax.eval_shape, trained, params, states)
+        x = data(5)[0].swapaxes(0, 1)
+        assert run(x)[0].dtype == jnp.float32
+        assert run(x.astype("float64"))[0].dtype == jnp.float64
 
 
 def test_lstm_ignores_what_is_beyond_the_lengths():
     params, states, x = net()
-    lengths = jnp.asarray(data(5)[1])
-    beyond = jnp.arange(5)[None, :, None] >= lengths[:, None, None]
+    lengths = data(5)[1]
+    beyond = np.arange(5)[None, :, None] >= lengths[:, None, None]
     run = jax.jit(lambda x: lstm(params, states, x, lengths=lengths, training=True))
-    got, want = run(jnp.where(beyond, 1e3, x)), run(x)
+    got, want = run(np.where(beyond, np.float32(1e3), x)), run(x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
     y = np.asarray(want[0])
     for row, length in zip(y, lengths, strict=True):
@@ -128,16 +169,16 @@ def test_lstm_ignores_what_is_beyond_the_lengths():
 
 
 def test_lstm_evaluates_like_training_after_one_batch_and_trains():
-    params, states, x = net()
-    y, states = jax.jit(lambda *a: lstm(*a, training=True))(params, states, x)
-    again, same = jax.jit(lambda *a: lstm(*a, training=False))(params, states, x)
+    params, _, x = net()
+    y, states = after_a_batch()
+    again, same = evaluated(params, states, x)
     np.testing.assert_allclose(again, y, atol=2e-5)
     jax.tree.map(np.testing.assert_array_equal, same, states)
 
     def loss(params):
         return jnp.mean(lstm(params, states, x, training=True)[0][:, -1] ** 2)
 
-    grads = jax.jit(jax.grad(loss))(params)
+    grads = jax.device_get(jax.jit(jax.grad(loss))(params))
     assert all(np.isfinite(g).all() for g in grads)
     assert np.abs(grads.hidden).max() > 0
 
@@ -152,11 +193,10 @@ def test_lstm_on_eight_devices_equals_one():
     split = jax.shard_map(
         local, mesh=mesh, in_specs=(P(), P("d")), out_specs=(P("d"), P())
     )
-    want = jax.jit(lambda p, x: lstm(p, states, x, training=True))(params, x)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6),
         jax.jit(split)(params, x),
-        want,
+        after_a_batch(),
     )
 
 
@@ -164,4 +204,4 @@ def test_messages_name_the_argument():
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         init_timestep_state(0, 3)
     with pytest.raises(ValueError, match=r"`states` must have shape \(steps, chan"):
-        timestep_batch_norm(jnp.ones((2, 3)), jaxbn.init_state(3), t=0)
+        timestep_batch_norm(np.ones((2, 3), np.float32), jaxbn.init_state(3), t=0)
