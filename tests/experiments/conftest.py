@@ -1,6 +1,8 @@
 """One finished run, made once; tests that need to damage it take a copy."""
 
+import contextlib
 import shutil
+from io import StringIO
 
 import jax
 import pytest
@@ -29,12 +31,26 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_once(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
+def finished_and_said(tmp_path_factory):
+    """The directory of a finished run, what it printed, and what it told of itself."""
+    out, said, told = (
+        tmp_path_factory.mktemp("runs") / "finished",
+        StringIO(),
+        StringIO(),
+    )
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(told),
+    ):
         use_small_net(patch)
         assert run_train("--out", out, *TINY) == 0
-    return out
+    return out, said.getvalue(), told.getvalue()
+
+
+@pytest.fixture(scope="session")
+def finished_once(finished_and_said):
+    return finished_and_said[0]
 
 
 @pytest.fixture

@@ -7,15 +7,32 @@ import pytest
 
 from experiments import train
 from experiments.__main__ import main
+from experiments.config import TrainConfig, fingerprint
+from experiments.data import Data
+from experiments.loop import Loop
 from experiments.models import ResidualNet
 
 TINY = ("--steps", "6", "--eval-every", "2", "--starts", "2", "--batch-size", "8")
 
 
 def use_small_net(patch: pytest.MonkeyPatch) -> None:
-    """Replaces the net by one that compiles in a second."""
-    small = functools.partial(ResidualNet, features=4, strides=(2,))
-    patch.setattr(train, "ResidualNet", small)
+    """Replaces the net by one that compiles in a second, once for the same options."""
+    patch.setattr(train, "make_loops", small_loops)
+
+
+_made: dict[str, dict[str, Loop]] = {}
+_make_loops = train.make_loops
+
+
+def small_loops(config: TrainConfig, data: Data) -> dict[str, Loop]:
+    """Returns loops with a small net; JAX knows the programs of those it has seen."""
+    key = fingerprint(config)
+    if key not in _made:
+        with pytest.MonkeyPatch.context() as patch:
+            small = functools.partial(ResidualNet, features=4, strides=(2,))
+            patch.setattr(train, "ResidualNet", small)
+            _made[key] = _make_loops(config, data)
+    return _made[key]
 
 
 def run_train(*options: object) -> int:
