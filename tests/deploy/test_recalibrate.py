@@ -1,5 +1,7 @@
 """Recalibration gives the statistics of one pass over all data."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,14 +43,18 @@ def assert_equals_one_pass(state, x, where):
     np.testing.assert_allclose(state.var / var, 1, atol=1e-6)
 
 
-@given(
-    seed=st.integers(0, 99), sizes=st.lists(st.sampled_from([1, 13, 32]), min_size=1)
-)
+def splits(parts):
+    """Sizes of three kinds only: every other size or number is another program."""
+    return st.lists(st.sampled_from([1, 13, 32]), min_size=parts, max_size=parts)
+
+
+@given(seed=st.integers(0, 99), sizes=st.sampled_from([0, 4]).flatmap(splits))
 @settings(max_examples=6)
 def test_any_split_of_masked_shuffled_data_equals_one_pass(seed, sizes):
-    x, where = data(seed)
+    sizes = [*sizes, 32]  # Enough valid rows.
+    x, where = data(seed, rows=sum(sizes))
     order = np.random.default_rng(seed).permutation(len(x))
-    cuts = [c for c in np.cumsum(sizes) if c < len(x)]
+    cuts = np.cumsum(sizes)[:-1]
     parts = zip(np.split(x[order], cuts), np.split(where[order], cuts), strict=True)
     state = recalibrate(collect, jaxbn.init_state(3), list(parts))
     assert_equals_one_pass(state, x, where)
@@ -75,6 +81,20 @@ def test_scan_under_shard_map_equals_one_pass_with_empty_devices():
     assert_equals_one_pass(jax.jit(run)(x, where), x, where)
 
 
+def start(net, x):
+    """Variables as after `init`, without the program that draws them."""
+    rng = np.random.default_rng(0)
+    ones = {"var", "scale"}
+
+    def fill(path, leaf):
+        if path[-1].key == "kernel":
+            return rng.normal(0, 0.5, leaf.shape).astype(leaf.dtype)
+        return np.full(leaf.shape, path[-1].key in ones, leaf.dtype)
+
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x)
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
 class Net(nn.Module):
     """Dense and batch normalization, twice, with the layer of choice."""
 
@@ -82,7 +102,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        for features in (4, 5):
+        for features in (4, 4):
             x = nn.Dense(features)(x)
             x = nn.relu(self.layer(use_running_average=not train)(x))
         return x
@@ -92,13 +112,13 @@ class Net(nn.Module):
 def test_linen_model_equals_one_pass_in_every_layer(layer):
     x, _ = data(3)
     net = Net(layer)
-    variables = net.init(jax.random.key(0), x)
+    variables = start(net, x)
     model = linen_model(net, variables)
     states = recalibrate(model.collect, model.states, np.split(x, 8), passes=2)
     got = model.replace(states)["batch_stats"]
+    run = jax.jit(lambda new, x: net.apply(new, x, capture_intermediates=True))
+    _, seen = run(model.replace(states), x)
     for name in ("BatchNorm_0", "BatchNorm_1"):
-        new = model.replace(states)
-        _, seen = net.apply(new, x, capture_intermediates=True)
         number = name[-1]
         before = seen["intermediates"][f"Dense_{number}"]["__call__"][0]
         want = np.asarray(before, np.float64)
@@ -109,12 +129,13 @@ def test_linen_model_equals_one_pass_in_every_layer(layer):
 def test_linen_model_in_training_leaves_parameters_and_tree_alone():
     x, _ = data(4)
     net = Net(nn.BatchNorm)
-    variables = net.init(jax.random.key(0), x)
+    variables = start(net, x)
     model = linen_model(net, variables, call=lambda m, batch: m(batch, train=True))
     new = model.replace(recalibrate(model.collect, model.states, [x]))
     assert jax.tree.structure(new) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, new["params"], variables["params"])
-    _, after = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    train = jax.jit(lambda v: net.apply(v, x, train=True, mutable=["batch_stats"]))
+    _, after = train(variables)
     mean = after["batch_stats"]["BatchNorm_1"]["mean"]
     np.testing.assert_allclose(
         0.01 * new["batch_stats"]["BatchNorm_1"]["mean"], mean, rtol=1e-4
@@ -128,11 +149,11 @@ def test_a_layer_called_twice_counts_both_calls():
             norm = nn.BatchNorm(use_running_average=True)
             return norm(x), norm(x + 2)
 
-    x = jnp.zeros((4, 1))
+    x = np.zeros((4, 3), np.float32)
     net = Twice()
-    model = linen_model(net, net.init(jax.random.key(0), x))
+    model = linen_model(net, start(net, x))
     (state,) = recalibrate(model.collect, model.states, [x]).values()
-    np.testing.assert_allclose([state.mean[0], state.var[0]], [1, 1])
+    np.testing.assert_allclose(np.stack([state.mean, state.var]), np.ones((2, 3)))
 
 
 class Block(nn.Module):
@@ -157,11 +178,12 @@ def test_layers_in_scan_and_remat():
             return block(name="layers")(x, None)[0]
 
     x, _ = data(6)
-    variables = Deep().init(jax.random.key(0), x)
+    variables = start(Deep(), x)
     model = linen_model(Deep(), variables)
     (state,) = recalibrate(model.collect, model.states, [x], passes=2).values()
-    dense = variables["params"]["layers"]["Dense_0"]["kernel"][0]
-    want = np.asarray(x, np.float64) @ np.asarray(dense, np.float64)
+    state = jax.tree.map(np.asarray, state)
+    dense = np.asarray(variables["params"]["layers"]["Dense_0"]["kernel"], np.float64)
+    want = np.asarray(x, np.float64) @ dense[0]
     np.testing.assert_allclose(state.mean[0], want.mean(0), rtol=1e-5)
     assert state.mean.shape == (2, 3)
     new = model.replace({"layers/BatchNorm_0": state})
@@ -176,11 +198,12 @@ def test_layers_in_vmap():
             block = nn.vmap(Block, variable_axes=LIFTED, split_rngs=rngs, in_axes=1)
             return block(name="layers")(x, x)[0]
 
-    x = jnp.stack([data(6)[0], data(7)[0]], axis=1)
-    variables = Side().init(jax.random.key(0), x)
+    x = np.stack([data(6)[0], data(7)[0]], axis=1)
+    variables = start(Side(), x)
     model = linen_model(Side(), variables)
     (state,) = recalibrate(model.collect, model.states, [x]).values()
-    kernels = variables["params"]["layers"]["Dense_0"]["kernel"]
+    kernels = np.asarray(variables["params"]["layers"]["Dense_0"]["kernel"])
+    state = jax.tree.map(np.asarray, state)
     for i in range(2):
         want = np.asarray(x[:, i], np.float64) @ np.asarray(kernels[i], np.float64)
         np.testing.assert_allclose(state.mean[i], want.mean(0), rtol=1e-5, atol=1e-6)
@@ -190,11 +213,11 @@ def test_layers_in_vmap():
 def test_a_layer_that_is_not_called_is_named():
     net = Net(nn.BatchNorm)
     x, _ = data(3)
-    variables = net.init(jax.random.key(0), x)
+    variables = start(net, x)
     stats = {**variables["batch_stats"], "other": {"mean": x[0], "var": x[0]}}
     model = linen_model(net, {**variables, "batch_stats": stats})
     with pytest.raises(ValueError, match=r"`call` must call every.*\['other'\]"):
-        model.collect(model.states, x)
+        jax.eval_shape(model.collect, model.states, x)
 
 
 class NnxNet(nnx.Module):
@@ -214,7 +237,7 @@ def test_nnx_model_equals_one_pass_and_stays_as_it_was(training):
     net.train() if training else net.eval()
     model = nnx_model(net)
     new = model.replace(recalibrate(model.collect, model.states, np.split(x, 4)))
-    want = np.asarray(net.layers[0](x), np.float64)
+    want = np.asarray(nnx.jit(lambda layer, x: layer(x))(net.layers[0], x), np.float64)
     np.testing.assert_allclose(new.norm.mean[...], want.mean(0), atol=3e-6)
     np.testing.assert_allclose(new.norm.var[...], want.var(0), rtol=3e-6)
     np.testing.assert_array_equal(net.norm.mean[...], np.zeros(4))
@@ -255,12 +278,15 @@ def test_nnx_layers_in_scan(axes):
     net = NnxDeep(axes)
     model = nnx_model(net)
     (state,) = recalibrate(model.collect, model.states, [x], passes=2).values()
-    dense = net.blocks.dense
-    want = np.asarray(x @ dense.kernel[...][0] + dense.bias[...][0], np.float64)
+    kernel, bias = (
+        np.asarray(getattr(net.blocks.dense, k)[...]) for k in ("kernel", "bias")
+    )
+    state = jax.tree.map(np.asarray, state)
+    want = np.asarray(x @ kernel[0] + bias[0], np.float64)
     np.testing.assert_allclose(state.mean[0], want.mean(0), rtol=1e-5)
     np.testing.assert_allclose(state.var[0], want.var(0), rtol=1e-5)
     y = (want - want.mean(0)) / np.sqrt(want.var(0) + 1e-5)
-    want = y @ np.asarray(dense.kernel[...][1], np.float64)
+    want = y @ kernel[1].astype(np.float64)
     np.testing.assert_allclose(state.mean[1], want.mean(0), atol=1e-5)
     np.testing.assert_allclose(state.var[1], want.var(0), rtol=1e-4)
 
@@ -284,23 +310,49 @@ def test_nnx_scan_that_drops_the_statistics_is_refused():
         recalibrate(model.collect, model.states, [x])
 
 
-@pytest.mark.parametrize("kind", ["uint8", "int32", "bool"])
+KINDS = ("uint8", "int32", "bool")
+NORMS = {
+    "linen of flax": nn.BatchNorm,
+    "linen": jaxbn.linen.BatchNorm,
+    "nnx of flax": nnx.BatchNorm,
+    "nnx": jaxbn.nnx.BatchNorm,
+}
+INTEGERS = np.random.default_rng(0).integers(0, 255, (16, 3)) % 7
+
+
+@functools.cache
+def recorded_integers():
+    """The states of all layers, in both modes and for all types, from one program."""
+    models = {}
+    for training in (True, False):
+        use = {"use_running_average": not training}
+        for name, norm in NORMS.items():
+            if "linen" in name:
+                model = linen_model(norm(**use), start(norm(**use), np.ones((1, 3))))
+            else:
+                model = nnx_model(norm(3, rngs=nnx.Rngs(0), **use))
+            models |= {f"{name}, {kind}, {training = }": model for kind in KINDS}
+
+    def collect(states, batch):
+        return {
+            name: model.collect(states[name], batch[name.split(", ")[1]])
+            for name, model in models.items()
+        }
+
+    states = {name: model.states for name, model in models.items()}
+    batch = {kind: INTEGERS.astype(kind) for kind in KINDS}
+    return recalibrate(collect, states, [batch])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_integers_are_recorded_as_the_layers_take_them(kind, training):
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 255, (16, 3)) % 7, kind)
-    want = np.asarray(x, np.float64)
-    use = {"use_running_average": not training}
-    for layer in (nn.BatchNorm, jaxbn.linen.BatchNorm):
-        norm = layer(**use)
-        model = linen_model(norm, norm.init(jax.random.key(0), x))
-        (state,) = recalibrate(model.collect, model.states, [x]).values()
-        np.testing.assert_allclose(state.mean, want.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(state.var, want.var(0), rtol=1e-5)
-    for layer in (nnx.BatchNorm, jaxbn.nnx.BatchNorm):
-        model = nnx_model(layer(3, rngs=nnx.Rngs(0), **use))
-        (state,) = recalibrate(model.collect, model.states, [x]).values()
-        np.testing.assert_allclose(state.mean, want.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(state.var, want.var(0), rtol=1e-5)
+    want = INTEGERS.astype(kind).astype(np.float64)
+    for norm in NORMS:
+        name = f"{norm}, {kind}, {training = }"
+        (state,) = recorded_integers()[name].values()
+        for got, exact in ((state.mean, want.mean(0)), (state.var, want.var(0))):
+            np.testing.assert_allclose(got, exact, rtol=1e-5, err_msg=name)
 
 
 def test_messages_name_the_argument():
