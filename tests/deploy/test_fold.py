@@ -1,5 +1,7 @@
 """A folded layer does what the two layers did."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +37,10 @@ def case(kind, order):
     mean, scale, shift = rng.normal(0, 1, (3, channels))
     var = rng.uniform(0.5, 2, channels)
     bias = rng.normal(0, 1, shape[-1])
-    arrays = [jnp.asarray(v, jnp.float32) for v in (kernel, bias, x, scale, shift)]
-    state = jaxbn.init_state(channels)._replace(mean=jnp.array(mean, jnp.float32))
-    return *arrays, state._replace(var=jnp.array(var, jnp.float32)), groups, transposed
+    count = np.zeros(channels)
+    arrays = (kernel, bias, x, scale, shift, mean, var, count)
+    arrays = [v.astype(np.float32) for v in arrays]
+    return *arrays[:5], jaxbn.BatchNormState(*arrays[5:]), groups, transposed
 
 
 def layer(x, kernel, bias, *, groups, transposed, padding):
@@ -60,70 +63,116 @@ def layer(x, kernel, bias, *, groups, transposed, padding):
     return y if bias is None else y + bias
 
 
+def after(kernel, bias, x, scale, shift, state, groups, transposed):
+    """The folded layer, and the two layers that it replaces."""
+    options = {"groups": groups, "transposed": transposed, "padding": "SAME"}
+    y = layer(x, kernel, bias, **options)
+    new = fold(kernel, bias, freeze(state, scale, shift), groups=groups)
+    want = jaxbn.batch_norm_inference(y, state, scale, shift)
+    return layer(x, *new, **options), want
+
+
+def before(kernel, bias, x, scale, shift, state, groups, transposed):
+    options = {"groups": groups, "transposed": transposed, "padding": "VALID"}
+    frozen = freeze(state, scale, shift)
+    new = fold(kernel, bias, frozen, order="before", groups=groups)
+    normalized = jaxbn.batch_norm_inference(x, state, scale, shift)
+    return layer(x, *new, **options), layer(normalized, kernel, bias, **options)
+
+
+@functools.cache
+def results(order):
+    """The results for every kind with and without bias, from one program."""
+    cases = {
+        kind: case(kind, order.__name__)
+        for kind in KINDS
+        if order is after or "transposed" not in kind
+    }
+
+    @jax.jit
+    def run(arrays):
+        out = {}
+        for kind, (kernel, bias, *rest) in arrays.items():
+            more = (*rest, *cases[kind][6:])
+            out[kind, True] = order(kernel, bias, *more)
+            out[kind, False] = order(kernel, None, *more)
+        return out
+
+    return jax.device_get(run({kind: arrays[:6] for kind, arrays in cases.items()}))
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_is_below_1e_5_for_every_kind(kind, with_bias):
-    kernel, bias, x, scale, shift, state, groups, transposed = case(kind, "after")
-    bias = bias if with_bias else None
-    options = {"groups": groups, "transposed": transposed, "padding": "SAME"}
-    want = jaxbn.batch_norm_inference(
-        layer(x, kernel, bias, **options), state, scale, shift
-    )
-    new = fold(kernel, bias, freeze(state, scale, shift), groups=groups)
-    assert np.abs(layer(x, *new, **options) - want).max() < 1e-5
+    got, want = results(after)[kind, with_bias]
+    assert np.abs(got - want).max() < 1e-5
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("kind", [k for k in KINDS if "transposed" not in k])
 def test_before_is_below_1e_5_without_padding(kind, with_bias):
-    kernel, bias, x, scale, shift, state, groups, _ = case(kind, "before")
-    bias = bias if with_bias else None
-    options = {"groups": groups, "transposed": False, "padding": "VALID"}
-    normalized = jaxbn.batch_norm_inference(x, state, scale, shift)
-    want = layer(normalized, kernel, bias, **options)
-    frozen = freeze(state, scale, shift)
-    new = fold(kernel, bias, frozen, order="before", groups=groups)
-    assert np.abs(layer(x, *new, **options) - want).max() < 1e-5
+    got, want = results(before)[kind, with_bias]
+    assert np.abs(got - want).max() < 1e-5
 
 
 @pytest.mark.parametrize("order", ["after", "before"])
 def test_ranks_need_no_promotion(order):
     kernel, bias, _, scale, shift, state, groups, _ = case("grouped 2-D", order)
-    frozen, options = freeze(state, scale, shift), {"order": order, "groups": groups}
-    want = fold(kernel, bias, frozen, **options)
+    options = {"order": order, "groups": groups}
+
+    def run(kernel, bias, *affine):
+        return fold(kernel, bias, freeze(*affine), **options)
+
+    arrays = (kernel, bias, state, scale, shift)
+    want = jax.jit(run)(*arrays)
     with jax.numpy_rank_promotion("raise"):
-        got = fold(kernel, bias, frozen, **options)
+        got = jax.jit(run)(*arrays)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_types_are_those_of_the_layer():
-    frozen = freeze(jaxbn.init_state(8))
-    kernel, bias = jnp.ones((6, 8), jnp.bfloat16), jnp.ones(8, jnp.float16)
-    assert [v.dtype for v in fold(kernel, bias, frozen)] == [jnp.bfloat16, jnp.float16]
-    assert fold(kernel, None, frozen)[1].dtype == jnp.float32
+    def types(kernel, bias):
+        frozen = freeze(jaxbn.init_state(8))
+        return [v.dtype for v in jax.eval_shape(lambda: fold(kernel, bias, frozen))]
+
+    kernel, bias = np.ones((6, 8), jnp.bfloat16), np.ones(8, np.float16)
+    assert types(kernel, bias) == [jnp.bfloat16, jnp.float16]
+    assert types(kernel, None)[1] == jnp.float32
 
 
 def test_axis_names_the_outputs():
     rng = np.random.default_rng(0)
-    kernel = jnp.asarray(rng.normal(size=(3, 6, 8)), jnp.float32)
-    frozen = freeze(jaxbn.init_state(6)._replace(var=jnp.arange(1.0, 7)))
-    got, _ = fold(kernel, None, frozen, axis=-2, input_axis=-1)
-    want, _ = fold(kernel.swapaxes(1, 2), None, frozen)
-    np.testing.assert_array_equal(got, want.swapaxes(1, 2))
+    state = jaxbn.init_state(6)._replace(var=np.arange(1, 7, dtype=np.float32))
+
+    @jax.jit
+    def run(kernel):
+        frozen, flipped = freeze(state), kernel.swapaxes(1, 2)
+        got, _ = fold(kernel, None, frozen, axis=-2, input_axis=-1)
+        return got, fold(flipped, None, frozen)[0].swapaxes(1, 2)
+
+    np.testing.assert_array_equal(*run(rng.normal(size=(3, 6, 8)).astype(np.float32)))
 
 
 def test_frozen_equals_inference_and_has_no_gradient():
     _, _, x, scale, shift, state, *_ = case("conv2d", "before")
-    want = jaxbn.batch_norm_inference(x, state, scale, shift, activation="relu")
-    got = freeze(state, scale, shift)(x, activation="relu")
+
+    @jax.jit
+    def run(x, scale):
+        options = {"activation": "relu"}
+        return (
+            freeze(state, scale, shift)(x, **options),
+            jaxbn.batch_norm_inference(x, state, scale, shift, **options),
+            jax.grad(lambda s: freeze(state, s)(x).sum())(scale),
+        )
+
+    got, want, grad = run(x, scale)
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-    grad = jax.grad(lambda s: freeze(state, s)(x).sum())(scale)
     np.testing.assert_array_equal(grad, 0)
 
 
 def test_messages_name_the_argument():
     frozen = freeze(jaxbn.init_state(8))
-    kernel = jnp.ones((6, 8))
+    kernel = np.ones((6, 8), np.float32)
     with pytest.raises(ValueError, match="`order` must be 'after' or 'before', got"):
         fold(kernel, None, frozen, order="around")  # pyright: ignore
     with pytest.raises(ValueError, match=r"`frozen` must have shape \(6,\)"):
