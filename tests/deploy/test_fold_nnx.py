@@ -1,5 +1,7 @@
 """Folding an nnx model removes the layers, keeps the outputs and tells what stayed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +14,27 @@ from jaxbn.deploy import fold_nnx, nnx_model, recalibrate
 LAYERS = [nnx.BatchNorm, jaxbn.nnx.BatchNorm]
 
 
-def randomized(model):
+def normal(*shape):
+    return np.random.default_rng(2).normal(size=shape).astype(np.float32)
+
+
+def randomized(make):
+    """A model at evaluation with random variables, without the programs of `init`."""
     rng = np.random.default_rng(1)
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def draw(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
+            return jnp.zeros(leaf.shape, leaf.dtype)
         low, high = (0.5, 1.5) if leaf.ndim == 1 else (-0.4, 0.4)
-        return jnp.asarray(rng.uniform(low, high, leaf.shape), leaf.dtype)
+        return jnp.asarray(rng.uniform(low, high, leaf.shape).astype(leaf.dtype))
 
-    return nnx.merge(graph, jax.tree.map(draw, state))
+    model = nnx.merge(graph, jax.tree.map(draw, state))
+    model.eval()
+    return model
+
+
+run = nnx.jit(lambda model, x: model(x))
 
 
 class Net(nnx.Module):
@@ -54,10 +66,8 @@ class Net(nnx.Module):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_outputs_stay_and_the_report_is_complete(kind):
-    net = randomized(Net(kind, nnx.Rngs(0)))
-    net.eval()
-    x = jax.random.normal(jax.random.key(2), (2, 5, 5, 3))
-    want = net(x)
+    net, x = randomized(functools.partial(Net, kind)), normal(2, 5, 5, 3)
+    want = run(net, x)
     folded, report = fold_nnx(net, x)
     assert {p: (f.layer, f.order) for p, f in report.folded.items()} == {
         "norms/after": ("first", "after"),
@@ -68,8 +78,10 @@ def test_outputs_stay_and_the_report_is_complete(kind):
     assert set(report.kept) == {"norms/late", "norms/used"}
     assert "padded pads with zeros" in report.kept["norms/late"]
     assert report.error < 1e-5
-    np.testing.assert_allclose(folded(x), want, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(net(x), want)  # The model itself stays as it was.
+    np.testing.assert_allclose(run(folded, x), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(
+        run(net, x), want
+    )  # The model itself stays as it was.
 
     left = [m for _, m in nnx.iter_modules(folded) if isinstance(m, kind)]
     assert len(left) == 2
@@ -89,12 +101,10 @@ def test_activation_and_residual_of_the_layer_stay():
         def __call__(self, x):
             return self.norm(self.conv(x), residual=x)
 
-    net = randomized(Block(nnx.Rngs(0)))
-    net.eval()
-    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
+    net, x = randomized(Block), normal(2, 5, 5, 4)
     folded, report = fold_nnx(net, x)
     assert set(report.folded) == {"norm"} and not report.kept
-    np.testing.assert_allclose(folded(x), net(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(folded, x), run(net, x), rtol=1e-5, atol=1e-5)
 
 
 def test_shared_layers_are_kept():
@@ -106,9 +116,7 @@ def test_shared_layers_are_kept():
         def __call__(self, x):
             return self.norm(self.dense(self.norm(self.dense(x))))
 
-    net = Shared(nnx.Rngs(0))
-    net.eval()
-    _, report = fold_nnx(net, jnp.ones((2, 3)))
+    _, report = fold_nnx(randomized(Shared), normal(2, 3))
     assert report.kept == {"norm": "it is called more than once"}
 
 
@@ -122,45 +130,48 @@ def test_named_arguments_and_layers_that_are_not_called():
         def __call__(self, x):
             return self.norm(x=self.dense(inputs=x))
 
-    net = randomized(Named(nnx.Rngs(0)))
-    net.eval()
-    x = jax.random.normal(jax.random.key(2), (4, 3))
+    net, x = randomized(Named), normal(4, 3)
     folded, report = fold_nnx(net, x)
     assert report.folded == {"norm": ("dense", "after")}
     assert list(report.kept) == ["unused"]
-    np.testing.assert_allclose(folded(x), net(x), atol=1e-5)
+    np.testing.assert_allclose(run(folded, x), run(net, x), atol=1e-5)
 
 
 def test_rounding_of_bfloat16_is_no_obstacle():
-    rngs, low = nnx.Rngs(0), {"dtype": jnp.bfloat16}
-    pairs = [
-        (nnx.Linear(8, 8, rngs=rngs, **low), jaxbn.nnx.BatchNorm(8, rngs=rngs, **low))
-        for _ in range(3)
-    ]
-    net = randomized(nnx.Sequential(*sum(pairs, ())))
-    net.eval()
-    _, report = fold_nnx(net, jax.random.normal(jax.random.key(2), (4, 8)))
+    low = {"dtype": jnp.bfloat16}
+
+    def make(rngs):
+        pairs = [
+            (
+                nnx.Linear(8, 8, rngs=rngs, **low),
+                jaxbn.nnx.BatchNorm(8, rngs=rngs, **low),
+            )
+            for _ in range(3)
+        ]
+        return nnx.Sequential(*sum(pairs, ()))
+
+    _, report = fold_nnx(randomized(make), normal(4, 8))
     assert len(report.folded) == 3 and not report.kept
     assert 0 < report.error < 0.03
 
 
 def test_recalibrated_then_folded():
-    rngs = nnx.Rngs(0)
-    net = nnx.Sequential(
-        nnx.Linear(3, 4, rngs=rngs), jaxbn.nnx.BatchNorm(4, debias=True, rngs=rngs)
-    )
-    net.eval()
-    x = jax.random.normal(jax.random.key(0), (64, 3)) * 2 + 1
+    def make(rngs):
+        norm = jaxbn.nnx.BatchNorm(4, debias=True, rngs=rngs)
+        return nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), norm)
+
+    net, x = randomized(make), normal(64, 3) * 2 + 1
+    net.layers[1].scale[...], net.layers[1].bias[...] = jnp.ones(4), jnp.zeros(4)
     model = nnx_model(net)
-    new = model.replace(recalibrate(model.collect, model.states, jnp.split(x, 4)))
+    new = model.replace(recalibrate(model.collect, model.states, np.split(x, 4)))
     assert type(new.layers[1]) is jaxbn.nnx.BatchNorm
-    inner = np.asarray(net.layers[0](x), np.float64)
+    inner = np.asarray(run(net.layers[0], x), np.float64)
     np.testing.assert_allclose(new.layers[1].mean[...], inner.mean(0), atol=3e-6)
     np.testing.assert_allclose(new.layers[1].var[...], inner.var(0), rtol=3e-6)
     folded, report = fold_nnx(new, x)
     assert list(report.folded) == ["layers/1"]
     want = (inner - inner.mean(0)) / np.sqrt(inner.var(0) + 1e-5)
-    np.testing.assert_allclose(folded(x), want, atol=1e-5)
+    np.testing.assert_allclose(run(folded, x), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -168,9 +179,9 @@ def test_training_mode_is_refused(kind):
     net = nnx.Sequential(kind(3, rngs=nnx.Rngs(0)))
     net.train()
     with pytest.raises(ValueError, match="`call` must run the model at evaluation"):
-        fold_nnx(net, jnp.ones((2, 3)) * jnp.arange(2.0)[:, None])
+        fold_nnx(net, normal(2, 3))
 
 
 def test_what_is_no_nnx_module_is_refused():
     with pytest.raises(TypeError, match=r"`model` must be an nnx.Module, got int"):
-        jaxbn.deploy.fold_nnx(3, jnp.ones((2, 4)))
+        jaxbn.deploy.fold_nnx(3, normal(2, 4))

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from extras import needs
 
 import jaxbn
 from jaxbn import interop
 
-eqx = pytest.importorskip("equinox")
+eqx = needs("equinox")
 
 
 def batches(steps=5):

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from extras import needs
 
 import jaxbn
 from jaxbn import interop
 
-hk = pytest.importorskip("haiku")
+hk = needs("haiku")
 
 
 def batches(axis=-1, steps=5):

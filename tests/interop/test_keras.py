@@ -4,11 +4,12 @@ import os
 
 import numpy as np
 import pytest
+from extras import needs
 
 from jaxbn import interop
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-keras = pytest.importorskip("keras")
+keras = needs("keras")
 
 
 def layer(axis=-1, **options):

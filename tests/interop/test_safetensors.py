@@ -5,11 +5,12 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from extras import needs
 
 import jaxbn
 from jaxbn import interop
 
-reference = pytest.importorskip("safetensors.numpy")
+reference = needs("safetensors.numpy")
 
 ARRAYS = {
     "layer.weight": np.arange(6.0, dtype=np.float32).reshape(2, 3),
@@ -47,8 +48,8 @@ def test_what_the_library_writes_is_read(tmp_path):
 
 
 def test_bfloat16_goes_to_torch_and_back(tmp_path):
-    torch = pytest.importorskip("torch")
-    peer = pytest.importorskip("safetensors.torch")
+    torch = needs("torch")
+    peer = needs("safetensors.torch")
     interop.write_safetensors(tmp_path / "w", {"bf": BFLOAT16})
     loaded = peer.load_file(tmp_path / "w")
     assert torch.equal(loaded["bf"], torch.tensor([1.0, 3.140625]).bfloat16())

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from extras import needs
 
 import jaxbn
 from jaxbn import interop
 
-torch = pytest.importorskip("torch")
+torch = needs("torch")
 
 
 def batches(shape, steps=10):
