@@ -1,30 +1,19 @@
 """The same numbers as torch, keras and flax, where theirs are right."""
 
-import importlib
-import os
-import sys
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from extras import needs
+from flax import linen as nn
 
 import jaxbn
 
 ROUNDING = 2.0**-24
 STEPS = 10
-
-
-def peer(name):
-    """The module, or a skip. In CI a peer is never skipped: missing it is an error.
-
-    Except where our own requirements leave it out: torch above Python 3.11.
-    """
-    left_out = name == "torch" and sys.version_info >= (3, 12)
-    if "CI" in os.environ and not left_out:
-        return importlib.import_module(name)
-    return pytest.importorskip(name)
 
 
 def batches(seed=0):
@@ -38,9 +27,13 @@ def parameters():
     return scale.astype(np.float32), bias.astype(np.float32)
 
 
-def ours(*, momentum, epsilon=1e-5, unbiased=False, where=None):
+MASK = np.random.default_rng(3).random((8, 5, 6, 1)) < 0.7
+
+
+@functools.cache
+def ours(*, momentum, epsilon=1e-5, unbiased=False, masked=False):
     """Outputs of every step, then the state, with a plain moving average."""
-    scale, bias = map(jnp.asarray, parameters())
+    scale, bias = parameters()
     step = jax.jit(
         lambda x, state: jaxbn.batch_norm(
             x,
@@ -49,7 +42,7 @@ def ours(*, momentum, epsilon=1e-5, unbiased=False, where=None):
             bias,
             momentum=momentum,
             epsilon=epsilon,
-            where=where,
+            where=MASK if masked else None,
             debias=False,
             unbiased=unbiased,
         )
@@ -79,7 +72,7 @@ def nchw(x):
 
 @pytest.fixture(scope="module")
 def torch_layer():
-    torch = peer("torch")
+    torch = needs("torch")
     torch.set_num_threads(1)
     return torch, torch.nn.BatchNorm2d(3, eps=1e-5, momentum=0.1)
 
@@ -121,7 +114,8 @@ def test_inference_equals_torch(torch_layer):
     layer.eval()
     x = batches(1)[0]
     _, state = ours(momentum=0.9, unbiased=True)
-    y = jaxbn.batch_norm_inference(nchw(x), state, *parameters(), axis=1)
+    infer = jax.jit(functools.partial(jaxbn.batch_norm_inference, axis=1))
+    y = infer(nchw(x), state, *parameters())
     assert_same(y, layer(torch.from_numpy(nchw(x).copy())).detach())
 
 
@@ -137,7 +131,7 @@ def test_gradients_equal_torch(torch_layer):
         y, _ = jaxbn.batch_norm(x, jaxbn.init_state(3), scale, bias, axis=1)
         return jnp.sum(y * ct)
 
-    got = jax.grad(loss, (0, 1, 2))(x, *parameters())
+    got = jax.jit(jax.grad(loss, (0, 1, 2)))(x, *parameters())
     for value, want in zip(
         got, (leaf.grad, layer.weight.grad, layer.bias.grad), strict=True
     ):
@@ -146,7 +140,7 @@ def test_gradients_equal_torch(torch_layer):
 
 def test_training_and_running_statistics_equal_keras_over_ten_steps(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras = peer("keras")
+    keras = needs("keras")
     layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
     layer.build((None, 5, 6, 3))
     layer.gamma.assign(parameters()[0])
@@ -160,15 +154,13 @@ def test_training_and_running_statistics_equal_keras_over_ten_steps(monkeypatch)
 
 def test_masked_training_equals_keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras = peer("keras")
+    keras = needs("keras")
     layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
     layer.build((None, 5, 6, 3))
     layer.gamma.assign(parameters()[0])
     layer.beta.assign(parameters()[1])
-    mask = np.random.default_rng(3).random((8, 5, 6)) < 0.7
-    outputs, state = ours(
-        momentum=0.9, epsilon=1e-3, where=jnp.asarray(mask[..., None])
-    )
+    outputs, state = ours(momentum=0.9, epsilon=1e-3, masked=True)
+    mask = MASK[..., 0]
     for x, y in zip(batches(), outputs, strict=True):
         assert_same(y, keras.ops.convert_to_numpy(layer(x, training=True, mask=mask)))
     assert_same(state.mean, keras.ops.convert_to_numpy(layer.moving_mean))
@@ -176,27 +168,28 @@ def test_masked_training_equals_keras(monkeypatch):
 
 
 def flax_step():
-    linen = pytest.importorskip("flax.linen")
-    layer = linen.BatchNorm(
+    layer = nn.BatchNorm(
         use_running_average=False, momentum=0.9, use_fast_variance=False
     )
     scale, bias = parameters()
-    params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
-    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    params = {"scale": scale, "bias": bias}
+    stats = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
     return layer, params, stats
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_training_and_running_statistics_equal_flax_over_ten_steps(masked):
     layer, params, stats = flax_step()
-    mask = jnp.asarray(np.random.default_rng(3).random((8, 5, 6, 1)) < 0.7)
-    mask = mask if masked else None
-    outputs, state = ours(momentum=0.9, where=mask)
+    mask = MASK if masked else None
+    outputs, state = ours(momentum=0.9, masked=masked)
+
+    @jax.jit
+    def step(stats, x):
+        variables = {"params": params, "batch_stats": stats}
+        return layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+
     for x, y in zip(batches(), outputs, strict=True):
-        want, changed = layer.apply(
-            {"params": params, "batch_stats": stats}, x, mask=mask,
-            mutable=["batch_stats"],
-        )  # fmt: skip
+        want, changed = step(stats, x)
         stats = changed["batch_stats"]
         assert_same(y, want)
     assert_same(state.mean, stats["mean"])
@@ -216,8 +209,7 @@ def test_gradients_equal_flax():
         return jnp.sum(jaxbn.batch_norm(x, jaxbn.init_state(3), scale, bias)[0] * ct)
 
     arguments = (x, params["scale"], params["bias"])
-    got = jax.grad(loss, (0, 1, 2))(*arguments)
-    for value, want in zip(
-        got, jax.grad(flax_loss, (0, 1, 2))(*arguments), strict=True
-    ):
-        assert_same(value, want, terms=np.sqrt(np.sum(ct**2)))
+    derivatives = (jax.grad(f, (0, 1, 2)) for f in (loss, flax_loss))
+    got, want = (jax.jit(f)(*arguments) for f in derivatives)
+    for value, exact in zip(got, want, strict=True):
+        assert_same(value, exact, terms=np.sqrt(np.sum(ct**2)))
