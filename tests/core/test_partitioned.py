@@ -63,18 +63,23 @@ def on_one_device(axis):
     return jax.jit(functools.partial(both_steps, axis=axis))
 
 
-def partitioned(function, arrays, axis, kind=AxisType.Auto):
-    """The lowered function, and its arguments with the batch split over the devices."""
+def over_devices(arrays, kind=AxisType.Auto):
+    """A mesh, and the arguments of a step with the batch split over it."""
     mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(kind,))
     split, same = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
     x, ct, scale, bias, state, where = arrays
-    placed = (
+    return mesh, (
         *jax.device_put((x, ct), split),
         *jax.device_put((scale, bias, state), same),
         None if where is None else jax.device_put(where, split),
     )
+
+
+def partitioned(function, arrays, axis, kind=AxisType.Auto):
+    """The lowered function, and its arguments with the batch split over the devices."""
+    mesh, split = over_devices(arrays, kind)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(functools.partial(function, axis=axis)).lower(*placed), placed
+        return jax.jit(functools.partial(function, axis=axis)).lower(*split), split
 
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
@@ -97,8 +102,8 @@ QUICK = {
 )  # fmt: skip
 def test_equals_one_device_with_and_without_a_mask(name, kind):
     arrays, axis = case(name, masked=True), SHAPES[name][1]
-    lowered, placed = partitioned(both_steps, arrays, axis, kind)
-    got = jax.device_get(lowered.compile()(*placed))
+    lowered, split = partitioned(both_steps, arrays, axis, kind)
+    got = jax.device_get(lowered.compile()(*split))
     want = jax.device_get(on_one_device(axis)(*arrays))
     for mask in want:
         chex.assert_trees_all_close(
@@ -117,8 +122,7 @@ def test_a_mean_far_from_zero_costs_no_accuracy(offset):
     x, _, scale, bias, _, where = case("images", offset=offset)
     state = jax.device_get(jaxbn.init_state(3))  # the first batch: no mean is known yet
     arguments = (x, np.zeros_like(x), scale, bias, state, where)
-    _, placed = partitioned(lambda *_, axis: 0.0, arguments, -1)
-    y, new, _ = images_on_a_mesh()(*placed)
+    y, new, _ = images_on_a_mesh()(*over_devices(arguments)[1])
     wide = np.asarray(x, np.float64)
     mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
     want = (wide - mean) / np.sqrt(var + 1e-5) * np.asarray(scale) + np.asarray(bias)
