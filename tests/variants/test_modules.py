@@ -28,9 +28,9 @@ from jaxbn.variants.timestep import (
 )
 
 C, D, T = 3, 2, 4
-DOMAIN = jnp.array([0, 1, 0, 1, 1, 0])
-X = jnp.asarray(np.random.default_rng(0).normal(1, 2, (6, 5, C)), jnp.float32)
-MASK = jnp.asarray(np.random.default_rng(1).random((6, 5, 1)) < 0.8)
+DOMAIN = np.array([0, 1, 0, 1, 1, 0])
+X = np.random.default_rng(0).normal(1, 2, (6, 5, C)).astype(np.float32)
+MASK = np.random.default_rng(1).random((6, 5, 1)) < 0.8
 KIND = {"momentum": 0.9, "epsilon": 1e-3, "activation": "relu"}
 
 
@@ -70,47 +70,77 @@ CASES = {
 }  # fmt: skip
 
 
-def expected(name):
+def expected(name, x):
     """Two steps of training, and evaluation."""
     _, which, state, train, evaluate, scale = CASES[name]
     affine, kind = (scale, jnp.zeros_like(scale)), {**KIND, **which}
-    _, state = train(X, state, *affine, where=MASK, **kind)
-    y, state = train(2 * X, state, *affine, where=MASK, **kind)
+    _, state = train(x, state, *affine, where=MASK, **kind)
+    y, state = train(2 * x, state, *affine, where=MASK, **kind)
     kind.pop("momentum")
-    return y, state, evaluate(X, state, *affine, **kind)
+    return y, state, evaluate(x, state, *affine, **kind)
 
 
-def by_linen(name):
+def by_linen(name, x):
     arguments, which, state, *_ = CASES[name]
     layer = getattr(jaxbn.linen, name)(**arguments, **KIND)
-    variables = layer.init(jax.random.key(0), X, True, **which)
+    variables = layer.init(jax.random.key(0), x, True, **which)
     step = functools.partial(layer.apply, mutable="batch_stats", mask=MASK, **which)
-    _, new = step(variables, X, False)
+    _, new = step(variables, x, False)
     variables = {**variables, **new}
-    y, new = step(variables, 2 * X, False)
+    y, new = step(variables, 2 * x, False)
     variables = {**variables, **new}
     stats = dict(variables["batch_stats"])
     stats.pop("alpha", None)
     got = [stats[next(k for k in stats if k.startswith(f))] for f in state._fields]
-    return y, type(state)(*got), layer.apply(variables, X, True, mask=MASK, **which)
+    return y, type(state)(*got), layer.apply(variables, x, True, mask=MASK, **which)
 
 
-def by_nnx(name):
+def by_nnx(name, x):
     arguments, which, state, *_ = CASES[name]
     layer = getattr(jaxbn.nnx, name)(C, **arguments, **KIND, rngs=nnx.Rngs(0))
-    step = nnx.jit(lambda layer, x: layer(x, mask=MASK, **which))
-    step(layer, X)
-    y = step(layer, 2 * X)
+    layer(x, mask=MASK, **which)
+    y = layer(2 * x, mask=MASK, **which)
     layer.eval()
     suffix = "_of_each" if hasattr(layer, "mean_of_each") else ""
     got = [getattr(layer, field + suffix)[...] for field in state._fields]
-    return y, type(state)(*got), layer(X, mask=MASK, **which)
+    return y, type(state)(*got), layer(x, mask=MASK, **which)
+
+
+def without_scale_and_bias(name, x):
+    """At evaluation: both modules, and both ways to say so in nnx."""
+    arguments, which, *_ = CASES[name]
+    bare = {**arguments, "use_scale": False, "use_bias": False}
+    layer = getattr(jaxbn.linen, name)(**bare)
+    y, variables = layer.init_with_output(jax.random.key(0), x, True, **which)
+    assert "params" not in variables
+    other = getattr(jaxbn.nnx, name)(C, **bare, rngs=nnx.Rngs(0))
+    assert not nnx.state(other, nnx.Param)
+    other.eval()
+    return y, other(x, **which)
+
+
+def in_both_modes(name, x):
+    arguments, which, *_ = CASES[name]
+    layer = getattr(jaxbn.nnx, name)(
+        C, **arguments, use_running_average=None, rngs=nnx.Rngs(0)
+    )
+    with pytest.raises(ValueError, match="No `use_running_average` argument"):
+        layer(x, **which)
+    view = nnx.view(layer, use_running_average=True)
+    return view(x, **which), layer(x, True, **which)
+
+
+@functools.cache
+def results(run):
+    """What `run` gives for all modules, from one program."""
+    program = jax.jit(lambda x: {name: run(name, x) for name in CASES})
+    return jax.device_get(program(X))
 
 
 @pytest.mark.parametrize("run", [by_linen, by_nnx])
 @pytest.mark.parametrize("name", CASES)
 def test_the_module_is_the_function(name, run):
-    want, got = expected(name), run(name)
+    want, got = results(expected)[name], results(run)[name]
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want
     )
@@ -118,39 +148,35 @@ def test_the_module_is_the_function(name, run):
 
 @pytest.mark.parametrize("name", CASES)
 def test_scale_and_bias_may_be_left_out(name):
-    arguments, which, *_ = CASES[name]
-    bare = {**arguments, "use_scale": False, "use_bias": False}
-    layer = getattr(jaxbn.linen, name)(**bare)
-    y, variables = layer.init_with_output(jax.random.key(0), X, True, **which)
-    assert "params" not in variables
-    other = getattr(jaxbn.nnx, name)(C, **bare, rngs=nnx.Rngs(0))
-    assert not nnx.state(other, nnx.Param)
-    other.eval()
-    np.testing.assert_allclose(other(X, **which), y, rtol=1e-6)
+    by_linen, by_nnx = results(without_scale_and_bias)[name]
+    np.testing.assert_allclose(by_nnx, by_linen, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_nnx_modes_and_their_message(name):
-    arguments, which, *_ = CASES[name]
-    layer = getattr(jaxbn.nnx, name)(
-        C, **arguments, use_running_average=None, rngs=nnx.Rngs(0)
-    )
-    with pytest.raises(ValueError, match="No `use_running_average` argument"):
-        layer(X, **which)
-    view = nnx.view(layer, use_running_average=True)
-    np.testing.assert_array_equal(view(X, **which), layer(X, True, **which))
+    np.testing.assert_array_equal(*results(in_both_modes)[name])
 
 
 def test_renorm_follows_the_schedule_of_the_paper():
     schedule = renorm_schedule(start=1, r_end=3, d_end=2)
     layer = jaxbn.linen.BatchRenorm(**schedule._asdict())
-    variables, state = layer.init(jax.random.key(0), X, False), init_renorm_state(C)
-    ones, zeros = jnp.ones(C), jnp.zeros(C)
+    variables = jax.jit(lambda x: layer.init(jax.random.key(0), x, False))(X)
+    state, ones, zeros = init_renorm_state(C), np.ones(C, "f"), np.zeros(C, "f")
+
+    @jax.jit
+    def step_of_module(variables, x):
+        y, new = layer.apply(variables, x, False, mutable="batch_stats")
+        return y, {**variables, **new}
+
+    @jax.jit
+    def step_of_function(state, x, bounds):
+        return batch_renorm(x, state, ones, zeros, **bounds)
+
     for step in range(4):
-        y, new = layer.apply(variables, X + step, False, mutable="batch_stats")
-        variables = {**variables, **new}
+        x = X + np.float32(step)
+        y, variables = step_of_module(variables, x)
         bounds = {k: v(step) for k, v in schedule._asdict().items()}
-        want, state = batch_renorm(X + step, state, ones, zeros, **bounds)
+        want, state = step_of_function(state, x, bounds)
         np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
 
 
@@ -168,31 +194,48 @@ def test_timesteps_in_a_lifted_scan_are_those_of_a_loop():
         variable_carry="batch_stats",
         split_rngs={"params": False},
     )
-    steps = jnp.arange(5), X.swapaxes(0, 1)
-    variables = Cell().init(jax.random.key(0), None, (0, X[:, 0]))
-    (_, y), new = scan().apply(variables, None, steps, mutable="batch_stats")
-    states, scale, bias = jaxbn.init_state((5, C)), jnp.full(C, 0.1), jnp.zeros(C)
+    scale, bias = np.full(C, 0.1, np.float32), np.zeros(C, np.float32)
+
+    @jax.jit
+    def scanned(x):
+        steps = np.arange(5), x.swapaxes(0, 1)
+        variables = Cell().init(jax.random.key(0), None, (0, x[:, 0]))
+        (_, y), new = scan().apply(variables, None, steps, mutable="batch_stats")
+        return y, new["batch_stats"]
+
+    @jax.jit
+    def step(states, x, t):
+        return timestep_batch_norm(x, states, scale, bias, t=t)
+
+    (y, new), states = scanned(X), jaxbn.init_state((5, C))
+    y = np.asarray(y)
     for t in range(5):
-        want, states = timestep_batch_norm(X[:, t], states, scale, bias, t=t)
+        want, states = step(states, X[:, t], t)
         np.testing.assert_allclose(y[t], want, rtol=1e-5, atol=1e-6)
-    (got,) = new["batch_stats"].values()
+    (got,) = new.values()
     np.testing.assert_allclose(got["mean_of_each"], states.mean, rtol=1e-6)
 
 
 def test_groups_on_eight_devices_are_those_of_one():
-    x = jnp.asarray(np.random.default_rng(2).normal(size=(16, C)), jnp.float32)
+    x = np.random.default_rng(2).normal(size=(16, C)).astype(np.float32)
     layer = jaxbn.linen.GhostBatchNorm(ghost_batch_size=4)
-    variables = layer.init(jax.random.key(0), x, False)
-    want, state = layer.apply(variables, x, False, mutable="batch_stats")
     spread = jaxbn.linen.GhostBatchNorm(ghost_batch_size=4, axis_name="d")
-    # `init` needs neither the axis nor the whole batch.
-    again = spread.init(jax.random.key(0), x[:2], False)
+
+    @jax.jit
+    def on_one(x):
+        variables = layer.init(jax.random.key(0), x, False)
+        # `init` needs neither the axis nor the whole batch.
+        again = spread.init(jax.random.key(0), x[:2], False)
+        return variables, again, layer.apply(variables, x, False, mutable="batch_stats")
+
+    variables, again, (want, state) = jax.device_get(on_one(x))
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
     def step(x):
         return spread.apply(variables, x, False, mutable="batch_stats")
 
-    got, states = jax.pmap(step, axis_name="d")(x.reshape(8, 2, C))
+    run = jax.pmap(step, axis_name="d")
+    got, states = jax.device_get(run(x.reshape(8, 2, C)))
     np.testing.assert_allclose(got.reshape(16, C), want, rtol=1e-4, atol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-6),
@@ -218,7 +261,7 @@ def test_recalibration_finds_those_with_one_mean_and_leaves_the_others():
         def __call__(self, x):
             return self.third(self.second(self.first(x)), domain=0)
 
-    variables = Linen().init(jax.random.key(0), X)
+    variables = jax.jit(Linen().init)(jax.random.key(0), X)
     net = Nnx(nnx.Rngs(0))
     net.eval()
     for model in (linen_model(Linen(), variables), nnx_model(net)):
@@ -252,9 +295,12 @@ def made(library, name, **options):
 )
 def test_mistakes_are_named(library, name, options, which, error, message):
     with pytest.raises(error, match=message):
-        made(library, name, **options)(X, **which)
+        call = made(library, name, **options)
+        jax.eval_shape(lambda: call(X, **which))
 
 
 def test_ghost_groups_are_not_in_the_message_about_a_wrong_shape():
     with pytest.raises(ValueError, match=r"`scale` must have shape \(3,\).*axis 2"):
-        ghost_batch_norm(X, jaxbn.init_state(C), jnp.ones(5), ghost_batch_size=2)
+        ghost_batch_norm(
+            X, jaxbn.init_state(C), np.ones(5, np.float32), ghost_batch_size=2
+        )
