@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from extras import needs
 
 from experiments.errors import UserError
 from experiments.scale.metrics import Writer, rows_until
@@ -52,7 +53,7 @@ def test_what_is_not_finite_is_null(value, tmp_path):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-    pytest.importorskip("tensorboardX")
+    needs("tensorboardX")
     with Writer(tmp_path, step=0, writes=True, tensorboard=True) as writer:
         writer.write("metrics", 1, {"loss": 0.5})
     (events,) = (tmp_path / "tensorboard").iterdir()

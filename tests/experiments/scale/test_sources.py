@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from extras import needs
 from PIL import Image
 
 from experiments.errors import UserError
@@ -102,7 +103,7 @@ def test_mnist_idx_reads_plain_and_compressed_files(tmp_path, opened):
 
 @pytest.mark.parametrize("encode", [np.asarray, png])
 def test_array_record_keeps_raw_and_encoded_images(tmp_path, encode):
-    pytest.importorskip("array_record")
+    needs("array_record")
     rows = [
         {"image": encode(image), "label": label}
         for image, label in zip(IMAGES, LABELS, strict=True)
@@ -119,7 +120,7 @@ def test_array_record_keeps_raw_and_encoded_images(tmp_path, encode):
 
 
 def test_hugging_face_reads_what_was_saved(tmp_path):
-    library = pytest.importorskip("datasets")
+    library = needs("datasets")
     features = library.Features(
         {
             "img": library.Image(),
@@ -140,7 +141,7 @@ def test_hugging_face_reads_what_was_saved(tmp_path):
 
 
 def test_hugging_face_says_what_is_missing(tmp_path):
-    library = pytest.importorskip("datasets")
+    library = needs("datasets")
     table = library.Dataset.from_dict({"text": ["a"], "label": [0]})
     library.DatasetDict(train=table).save_to_disk(str(tmp_path / "text"))
     table.save_to_disk(str(tmp_path / "single"))
@@ -155,7 +156,7 @@ def test_hugging_face_says_what_is_missing(tmp_path):
 
 
 def test_tfds_reads_what_it_prepared_for_random_access(tmp_path):
-    library = pytest.importorskip("tensorflow_datasets")
+    library = needs("tensorflow_datasets")
 
     class Tiny(library.core.GeneratorBasedBuilder):
         """A data set of twelve images."""
@@ -198,7 +199,7 @@ def test_tfds_reads_what_it_prepared_for_random_access(tmp_path):
 
 
 def test_tfds_says_how_to_prepare_a_data_set(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
+    needs("tensorflow_datasets")
     message = "got 'no_such' in .* tfds build no_such --file_format=array_record"
     with pytest.raises(UserError, match=message):
         open_source(data("tfds", tmp_path, dataset="no_such"), split="train")
@@ -268,7 +269,7 @@ def test_a_damaged_mnist_file_is_named(tmp_path):
 
 
 def test_a_damaged_array_record_is_named(tmp_path):
-    pytest.importorskip("array_record")
+    needs("array_record")
     (tmp_path / "train.arrayrecord").write_bytes(b"not records" * 99)
     with pytest.raises(UserError, match="must be whole ArrayRecord files"):
         open_source(data("arrayrecord", tmp_path), split="train")
@@ -285,6 +286,6 @@ def test_a_damaged_array_record_is_named(tmp_path):
 def test_a_source_without_examples_or_without_a_name_is_refused():
     with pytest.raises(UserError, match="must have examples to evaluate on, got none"):
         open_source(data("fake", fake_eval_examples=0), split="eval")
-    pytest.importorskip("datasets")
+    needs("datasets")
     with pytest.raises(UserError, match="`--dataset` must be given with `--source hf`"):
         open_source(data("hf"), split="train")
