@@ -1,10 +1,13 @@
 """The data of the claims: splits, IDX files, order of the batches."""
 
 import gzip
+import random
 
+import mnist1d.data
 import numpy as np
 import pytest
 
+from experiments import data
 from experiments.errors import UserError
 from experiments.lab import splits
 from experiments.lab.engine import Plan, batches, train
@@ -31,9 +34,9 @@ def write_idx(path, values, *, packed=False):
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_are_read(tmp_path, packed):
     write_mnist(tmp_path, packed=packed)
-    data = splits.mnist(tmp_path, starts=2, seed=0)
-    assert data.inputs.shape == (120, 784) and data.inputs.max() == 1
-    assert [part.shape for part in data[2:]] == [(2, 90), (2, 10), (2, 20)]
+    found = splits.mnist(tmp_path, starts=2, seed=0)
+    assert found.inputs.shape == (120, 784) and found.inputs.max() == 1
+    assert [part.shape for part in found[2:]] == [(2, 90), (2, 10), (2, 20)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "kind"])
@@ -111,24 +114,57 @@ def test_damaged_compressed_data_are_refused(tmp_path):
     ],
 )
 def test_numbers_of_a_plan_must_fit(numbers, message):
-    data = splits.digits(starts=1, seed=0)
+    found = splits.digits(starts=1, seed=0)
     with pytest.raises(ValueError, match=message):
-        train(Plan(mlp(none()), data, [{"lr": 0.1}], seed=3, **numbers))
+        train(Plan(mlp(none()), found, [{"lr": 0.1}], seed=3, **numbers))
 
 
 def test_rows_of_a_start_do_not_overlap():
-    data = splits.digits(starts=3, seed=0)
-    for parts in zip(*data[2:], strict=True):
+    found = splits.digits(starts=3, seed=0)
+    for parts in zip(*found[2:], strict=True):
         rows = np.concatenate(parts)
         assert len(set(rows.tolist())) == len(rows) == 1797
 
 
 def test_every_pass_takes_every_row_once():
-    data = splits.digits(starts=2, seed=0)
-    plan = Plan(mlp(none()), data, [{"lr": 0.1}], steps=34, batch=64, evals=2, seed=3)
+    found = splits.digits(starts=2, seed=0)
+    plan = Plan(mlp(none()), found, [{"lr": 0.1}], steps=34, batch=64, evals=2, seed=3)
     order = batches(plan)
     assert order.shape == (2, 2, 17, 64)
     first = order[0].reshape(-1)[: 17 * 64]
     assert len(set(first.tolist())) == 17 * 64
-    assert set(first.tolist()) <= set(data.train[0].tolist())
+    assert set(first.tolist()) <= set(found.train[0].tolist())
     np.testing.assert_array_equal(order, batches(plan))
+
+
+def generators():
+    return random.getstate(), *np.random.get_state()[1:]
+
+
+def test_mnist1d_leaves_the_global_generators_alone_and_its_test_rows_are_new(
+    monkeypatch,
+):
+    # The package takes seconds for each data set, and the published one is the same.
+    made, published = mnist1d.data.make_dataset, {}
+
+    def make(options=None):
+        if options is not None:
+            return made(options)
+        published.setdefault("", made())
+        random.seed(1)
+        np.random.seed(1)
+        return published[""]
+
+    monkeypatch.setattr(mnist1d.data, "make_dataset", make)
+    random.seed(7)
+    np.random.seed(7)
+    before = generators()
+    both = data.load("mnist1d", starts=2, seed=0)
+    np.testing.assert_equal(generators(), before)
+    assert both.inputs.shape == (5000, 40, 1)
+    assert both.train.shape == (2, data.TRAIN_SIZES["mnist1d"])
+    found = splits.mnist1d(starts=2, seed=0)
+    np.testing.assert_equal(generators(), before)
+    assert [len(part[0]) for part in found[2:]] == [4000, 1000, 4000]
+    old = {row.tobytes() for row in found.inputs[:5000]}
+    assert not any(row.tobytes() in old for row in found.inputs[5000:])

@@ -1,5 +1,7 @@
 """The collectives of a compiled step are those of the cost model."""
 
+import dataclasses
+import functools
 import json
 import math
 
@@ -95,13 +97,20 @@ def small(**changes):
     return collectives.CollectivesConfig(**options)
 
 
+_compile = collectives.compiled
+
+
+@functools.cache
+def compiled(config):
+    return _compile(config, jax.devices()[:8])
+
+
 OTHERS = [pytest.param(p, marks=pytest.mark.slow) for p in ("explicit", "shard_map")]
 
 
 @pytest.mark.parametrize("parallel", ["jit", *OTHERS])
 def test_a_step_sends_what_the_model_says(parallel):
-    config = small(parallel=parallel)
-    program = collectives.compiled(config, jax.devices()[:8])
+    program = compiled(small(parallel=parallel))
     record = collectives.summary(program)
     assert collectives.within(record)
     assert record["most_all_reduces_of_a_layer"] == {"forward": 1, "backward": 1}
@@ -122,7 +131,12 @@ def test_statistics_are_float32_in_a_bfloat16_network():
     assert collectives.summary(program)["statistics_ratio"] == 1
 
 
-def test_the_command_writes_what_it_prints(tmp_path, capsys):
+def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
+    def known(config, devices):
+        assert devices == jax.devices()[:8]
+        return compiled(dataclasses.replace(config, out=small().out))
+
+    monkeypatch.setattr(collectives, "compiled", known)
     arguments = ["--devices", "8", "--depth", "8", "--out", str(tmp_path)]
     assert command.main(["collectives", *arguments]) == 0
     printed = capsys.readouterr().out

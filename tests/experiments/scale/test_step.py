@@ -99,11 +99,16 @@ def trained(**options):
 
 
 @functools.cache
-def on_one_device(bn_sync, *, small=True):
-    """The same program without a mesh or a collective."""
+def alone(bn_sync, *, small=True):
+    """The same program without a mesh or a collective, and the state it begins with."""
     run = run_of(bn_sync=bn_sync, small=small)
     step = jax.jit(dataclasses.replace(run.step, axis_name=None))
-    state = run.step.init(jax.random.key(0))
+    return step, jax.jit(run.step.init)(jax.random.key(0))
+
+
+@functools.cache
+def on_one_device(bn_sync, *, small=True):
+    step, state = alone(bn_sync, small=small)
     losses = []
     for batch in batches():
         state, metrics = step(state, jax.device_put(batch, jax.devices()[0]))
@@ -138,13 +143,8 @@ def test_statistics_of_a_device_are_not_those_of_the_batch():
     assert on_one_device("ghost:4")[0] != on_one_device("global")[0]
 
 
-def started():
-    run = run_of()
-    return jax.jit(run.step), run.layout.init(run.step.init, 0)
-
-
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
-    step, state = started()
+    step, state = alone("global")
     good = next(batches())
     bad = {**good, "image": good["image"] * np.float32(np.nan)}
     state, _ = step(state, good)
@@ -159,7 +159,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
 
 
 def test_after_too_many_in_a_row_nothing_changes_any_more():
-    step, state = started()
+    step, state = alone("global")
     good = next(batches())
     bad = {**good, "image": np.full_like(good["image"], np.inf)}
     for _ in range(3):
