@@ -22,10 +22,12 @@ SHAPES = {  # of the batch, and its feature axis
     "sequences": ((16, 6, 3), -1),
     "vectors": ((16, 3), -1),
 }
+# The first axis is of the features, so it is not the one that is split.
+UNSPLIT = {"features first": ((3, 8, 2, 5), 0)}
 
 
 def case(name, *, offset=0.0, masked=False, dtype=jnp.float32):
-    shape, axis = SHAPES[name]
+    shape, axis = (SHAPES | UNSPLIT)[name]
     axes = [a % len(shape) for a in np.atleast_1d(axis)]
     features = tuple(shape[a] for a in sorted(axes))
     generator = np.random.default_rng(0)
@@ -183,10 +185,10 @@ def all_loops(x, ct, scale, shift, where, *, axes):
     return [[found(loops, mask) for mask in (None, where)] for loops in both]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", SHAPES | UNSPLIT)
 def test_its_loops_equal_the_others(name):
     x, ct, scale, _, state, where = case(name, masked=True)
-    axes = tuple(sorted(a % x.ndim for a in np.atleast_1d(SHAPES[name][1])))
+    axes = tuple(sorted(a % x.ndim for a in np.atleast_1d((SHAPES | UNSPLIT)[name][1])))
     found = all_loops(x, ct, scale, state.mean, where, axes=axes)
     chex.assert_trees_all_close(*jax.device_get(found), rtol=1e-5, atol=1e-5)
 
