@@ -11,7 +11,10 @@ from train_runs import contents
 
 from experiments import study
 from experiments.__main__ import main
+from experiments.claims import claim_scale_invariance as invariance
+from experiments.claims import claim_spectrum as spectrum
 from experiments.lab import store
+from experiments.lab.table import Table
 
 NAMES = ("scale-invariance", "spectrum")
 ANY_TIME = ("timings.json", "parts")
@@ -29,7 +32,7 @@ def steady(out):
 @pytest.fixture(scope="module")
 def finished_once(tmp_path_factory):
     out = tmp_path_factory.mktemp("claims") / "run"
-    assert run(out) == 0
+    assert run(out, "--jobs", "1") == 0
     return out
 
 
@@ -38,18 +41,61 @@ def finished(finished_once, tmp_path):
     return shutil.copytree(finished_once, tmp_path / "run")
 
 
+def measured(out, name, arm):
+    """The rows of an arm."""
+    path = store.part(out, study.chosen((name,))[0], arm)
+    return store.load_part(path)["rows"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        pytest.param(("bn",), id="alone"),
+        pytest.param(("none", "bn"), id="beside another", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_seed_gives_the_same_bits_in_worker_processes(
+    finished, tmp_path, gone
+):
+    """What was measured in this process is measured again."""
+    out = tmp_path / "again"
+    shutil.copytree(finished, out)
+    paths = [store.part(out, study.chosen(("scale-invariance",))[0], a) for a in gone]
+    for path in paths:
+        path.unlink()
+    for path in out.glob("*.json*"):
+        if path.name not in ("config.json", "environment.json"):
+            path.unlink()
+    assert main(["run", "--resume", "--out", str(out), "--jobs", "2"]) == 0
+    assert all(path.is_file() for path in paths)
+    assert steady(finished) == steady(out)
+
+
 def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
-    assert run(tmp_path / "again", "--jobs", "1") == 0
-    assert steady(finished) == steady(tmp_path / "again")
+    out = tmp_path / "again"
+    assert run(out, "--jobs", "1", names=("spectrum",)) == 0
+    for arm in spectrum.ARMS:
+        assert measured(finished, "spectrum", arm) == measured(out, "spectrum", arm)
 
 
-def test_resume_repeats_nothing_that_finished(finished, capsys, monkeypatch):
-    gone = next((finished / "parts" / "spectrum").iterdir())
+def test_scaling_the_weights_scales_the_gradient_by_the_inverse(finished_once):
+    table = Table(measured(finished_once, "scale-invariance", "bn"))
+    assert (invariance.digits(table, "gradient") > 5).all()
+    assert (invariance.digits(table, "output") > 5).all()
+
+
+def test_plain_deep_linear_nets_collapse_to_one_dimension(finished_once):
+    table = Table(measured(finished_once, "spectrum", "none"))
+    assert (table.values("none", "last") < 3).all()
+
+
+def test_resume_repeats_nothing_that_finished(finished):
+    gone = finished / "parts" / "spectrum" / "bn.json"
     gone.unlink()
     kept = {p: p.stat().st_mtime_ns for p in finished.rglob("parts/*/*.json")}
     before = steady(finished)
-    assert main(["run", "--resume", "--out", str(finished)]) == 0
-    assert steady(finished) == before
+    assert main(["run", "--resume", "--out", str(finished), "--jobs", "1"]) == 0
+    assert gone.is_file() and steady(finished) == before
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
