@@ -109,6 +109,14 @@ def test_numbers_that_are_not_finite_end_a_run_in_order(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_what_is_not_finite_too_often_stops_the_run_with_a_message(tmp_path, capsys):
+    words = options(tmp_path / "run", lr=1e38, steps=12)
+    assert main([*words, "--stop-after-nonfinite", "2"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "2 steps in a row" in errors[-1] and errors[-1].startswith("error: ")
+
+
+@pytest.mark.slow
 def test_what_is_done_with_a_run(tmp_path, capsys):
     out, given = tmp_path / "run", tmp_path / "given"
     assert main(options(out, steps=1)) == 0

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 import jaxbn.linen
 from experiments.errors import UserError
+from experiments.scale import resnet
 from experiments.scale.config import CONFIGS, Data, Devices, Model, ScaleConfig
 from experiments.scale.layout import make_layout
 from experiments.scale.network import Network, Variables
@@ -26,6 +27,14 @@ LAYOUTS = [
     {"parallel": "shard_map"},
     {"parallel": "pmap"},
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_block():
+    """Of the ResNet the stem and a strided block, a third of the smallest one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "blocks", lambda counts: [("stage2_block1", 1, 2)])
+        yield
 
 
 def config_of(*, depth=8, bn_sync="global", **devices):
