@@ -17,7 +17,7 @@ from experiments.scale.sources import open_source
 
 DATA = config.Data(image_size=4, channels=1, classes=10_000, loader_threads=0)
 # Few of the smallest: there Grain's shuffle takes a millisecond for each example.
-sizes = st.sampled_from([2, 17, 64, 101])
+sizes = st.sampled_from([2, 17, 40])
 cases = st.tuples(sizes, st.integers(1, 5), st.sampled_from([1, 2, 3, 4]))
 
 
@@ -63,7 +63,7 @@ def test_all_processes_together_have_the_batches_of_one(case, seed):
     assert label.shape == (batch_size,) and label.dtype == np.int32
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(case=cases)
 def test_every_epoch_has_each_example_once_in_another_order(case):
     n, share, processes = case
