@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train_runs import small_loops
 
 from experiments import models, results, summary, table
 from experiments.config import TrainConfig
@@ -17,7 +18,6 @@ from experiments.loop import Scores, TrainState, batch
 from experiments.models import NORMS, Conv, ResidualNet
 from experiments.run import Run
 from experiments.summary import Curves
-from experiments.train import make_loops
 
 
 def curves(*accuracy):
@@ -49,7 +49,7 @@ def test_changed_data_is_refused(monkeypatch):
 
 def test_both_arms_start_from_the_same_kernels_and_see_the_same_batches():
     config = TrainConfig(starts=2)
-    loops = make_loops(config, load("digits", starts=2, seed=0))
+    loops = small_loops(config, load("digits", starts=2, seed=0))
     first, second = (loops[arm].init(0) for arm in ("bn", "none"))
     np.testing.assert_array_equal(first.key, second.key)
     assert set(second.params) <= set(first.params)

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from experiments import __main__ as command
-from experiments.scale import collectives, cost, hlo
+from experiments.scale import collectives, cost, hlo, resnet
 
 LINK = cost.Link(1e-6, 1e9, "made up")
 WAYS = [cost.ring, cost.tree, cost.doubling]
@@ -92,6 +92,14 @@ def test_statistics_of_groups_do_not_depend_on_the_number_of_devices():
     assert found == pytest.approx(6 * cost.all_reduce(512, 8, LINK))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_block():
+    """A third of the smallest network: the stem and a strided block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "blocks", lambda counts: [("stage2_block1", 1, 2)])
+        yield
+
+
 def small(**changes):
     options = {"depth": 8, "devices": (8,), **changes}
     return collectives.CollectivesConfig(**options)
@@ -115,7 +123,7 @@ def test_a_step_sends_what_the_model_says(parallel):
     assert collectives.within(record)
     assert record["most_all_reduces_of_a_layer"] == {"forward": 1, "backward": 1}
     assert record["statistics_ratio"] == 1
-    assert record["statistics_all_reduces"] == 2 * record["layers"] == 14
+    assert record["statistics_all_reduces"] == 2 * record["layers"] == 6
     assert record["others"] == {}
     assert record["group_sizes"] == [8]
     # Beside gradients and statistics: the loss and the accuracy.
@@ -142,7 +150,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     table = (tmp_path / "collectives.md").read_text()
     assert table.splitlines()[2] in printed
-    assert "| 8 | 7 | 1 + 1 | 3,840 | 3,840 | 1.000 |" in table
+    assert "| 8 | 3 | 1 + 1 | 1,280 | 1,280 | 1.000 |" in table
     record = json.loads((tmp_path / "collectives.json").read_text())
     assert record["programs"][0]["devices"] == 8
     assert "| Ethernet | 4096 |" in table
