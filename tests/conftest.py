@@ -26,9 +26,6 @@ if "JAXBN_OPTIMIZED" not in os.environ:  # before JAX reads it
 import hypothesis
 import jax
 import pytest
-from extras import needs
-
-__all__ = ["needs"]  # `from conftest import needs`
 
 jax.config.update("jax_num_cpu_devices", 8)
 

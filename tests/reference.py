@@ -122,8 +122,8 @@ def statistics_roundoff(dtype):
 def statistics_error(n, dtype):
     """The relative error allowed to a sum of n terms about an accepted center.
 
-    A center may be 4 standard deviations from the mean, which loses 1 + 4^2 roundings
-    of the variance; the sum itself loses sqrt(n) of them, and a handful of elementwise
-    operations the rest.
+    A center may be 4 standard deviations from the mean: the sum of squares about it is
+    then 1 + 4^2 times that about the mean, and its roundings, sqrt(n) of the sum and a
+    handful of each term, are as many times larger.
     """
-    return (32 + np.sqrt(n)) * statistics_roundoff(dtype)
+    return (1 + 4**2) * (4 + np.sqrt(n)) * statistics_roundoff(dtype)

@@ -1,6 +1,6 @@
 """The elementwise stage: normalize, scale, shift, add, activate."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -167,8 +167,10 @@ def apply(
 def split_activation(activation, x: Array) -> tuple[Any, Any]:
     """The part of the activation inside of the kernels and the part after them.
 
-    A kernel is compiled by itself, with its activation as a hashable constant. What
-    closes over a traced array, as a learned slope, follows as a function of its own.
+    A kernel is compiled by itself, with its activation as a hashable constant, and
+    differentiates it in forward mode. What closes over a traced array, as a learned
+    slope, or has a rule for reverse mode alone, as a straight-through estimator,
+    follows as a function of its own.
     """
     if activation is None or checks.is_named(activation):
         return activation, None
@@ -177,8 +179,13 @@ def split_activation(activation, x: Array) -> tuple[Any, Any]:
         return activation(y.astype(statistics_type(y))).astype(y.dtype)
 
     constants = jax.make_jaxpr(after)(x).consts
-    if isinstance(activation, Hashable) and not any(
-        isinstance(value, Tracer) for value in constants
-    ):
+    fixed = not any(isinstance(value, Tracer) for value in constants)
+    if isinstance(activation, Hashable) and fixed and _has_tangent(after, x):
         return activation, None
     return None, after
+
+
+def _has_tangent(function: Callable, x: Array) -> bool:
+    """Whether a function has a derivative in forward mode too."""
+    text = str(jax.make_jaxpr(lambda x: jax.jvp(function, (x,), (x,)))(x))
+    return "custom_lin" not in text  # stands for a rule that only reverse mode can run

@@ -30,7 +30,9 @@ def mask(where: Array, x: Array) -> Array:
     """A mask of the rank of `x` placed as it is, but for axes of size 1."""
     spec = jax.typeof(x).sharding.spec
     return _placed(
-        where, x, [s if n > 1 else None for s, n in zip(spec, where.shape, strict=True)]
+        where,
+        x,
+        [s if n != 1 else None for s, n in zip(spec, where.shape, strict=True)],
     )
 
 

@@ -167,3 +167,44 @@ def test_vmap_of_normalize_is_a_loop():
     got = jax.vmap(jaxbn.normalize, (0, None, None, None, None))(xs, *arrays)
     want = jnp.stack([jaxbn.normalize(x, *arrays) for x in xs])
     chex.assert_trees_all_close(got, want, atol=8 * 2.0**-24)
+
+
+@jax.custom_vjp
+def sign(z):
+    """The sign, with a straight-through gradient and no other rule."""
+    return jnp.sign(z)
+
+
+sign.defvjp(lambda z: (sign(z), z), lambda z, ct: (jnp.where(jnp.abs(z) < 1, ct, 0),))
+
+
+def test_an_activation_may_have_a_rule_for_reverse_mode_alone():
+    x, (mean, var, *_) = draw((9, 3)), vectors((3,))
+    ct = draw((9, 3), seed=2)
+
+    @jax.jit
+    def gradients(x):
+        def inside(x):
+            return jaxbn.normalize(x, mean, var, activation=sign)
+
+        return [
+            jax.vjp(f, x)[1](ct)
+            for f in (inside, lambda x: sign(jaxbn.normalize(x, mean, var)))
+        ]
+
+    chex.assert_trees_all_close(*gradients(x), atol=1e-6)
+
+
+def test_sizes_may_be_symbols_where_there_is_a_mask():
+    (rows,) = jax.export.symbolic_shape("rows")
+    x, where = (
+        jax.ShapeDtypeStruct((rows, n), t) for n, t in ((3, "float32"), (1, "bool"))
+    )
+
+    def layer(x, where):
+        return jaxbn.batch_norm(x, jaxbn.init_state(3), where=where)[0]
+
+    exported = jax.export.export(jax.jit(layer))(x, where)
+    x, where = draw((7, 3)), np.arange(7)[:, None] < 5
+    want = reference.batch_norm(x, where=where)
+    np.testing.assert_allclose(exported.call(x, where), want, atol=1e-5)

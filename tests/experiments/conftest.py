@@ -6,11 +6,8 @@ from io import StringIO
 
 import jax
 import pytest
-from extras import needs
 from jax.experimental.compilation_cache import compilation_cache
 from train_runs import TINY, run_train, use_small_net
-
-__all__ = ["needs"]  # `from conftest import needs`, in this folder too
 
 
 @pytest.fixture(scope="package", autouse=True)
