@@ -13,7 +13,7 @@ Drop-in for `flax.linen.BatchNorm`: the same arguments, variables and result typ
     Array([0.02], dtype=float32)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ class BatchNorm(nn.Module):
 
 
 def _feature_shape(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
-    axes = (axis,) if isinstance(axis, int) else axis
+    axes = axis if isinstance(axis, Iterable) else (axis,)
     return tuple(x.shape[i] for i in sorted({a % x.ndim for a in axes if x.ndim}))
 
 

@@ -14,11 +14,12 @@ Drop-in for `flax.nnx.BatchNorm`: the same arguments, variables and result types
     Array(True, dtype=bool)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.module import first_from
 from flax.nnx.nn.dtypes import canonicalize_dtype, promote_dtype
@@ -117,7 +118,7 @@ class BatchNorm(nnx.Module):
                 "`axis_index_groups` must be None with `axis_groups`, got "
                 f"{axis_index_groups!r} and {axis_groups!r}. Give one of them."
             )
-        self.num_features = num_features
+        self.num_features = _hashable(num_features)
         self.use_running_average = use_running_average
         self.axis = _hashable(axis)
         self.momentum = momentum
@@ -225,9 +226,9 @@ class BatchNorm(nnx.Module):
 
 def _hashable(value: Any) -> Any:
     """Lists as tuples, so that the graph definition can be a static argument."""
-    if value is None or isinstance(value, str | int):
-        return value
-    return tuple(map(_hashable, value))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(map(_hashable, value))
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _store(variable: nnx.Variable, new: Array) -> None:

@@ -467,3 +467,12 @@ def test_adapters_contain_no_mathematics(name):
     assert used <= types | {"asarray", "iscomplexobj"}
     operators = {type(node.op) for node in nodes if isinstance(node, ast.BinOp)}
     assert operators <= {ast.BitOr, ast.Mod}
+
+
+@pytest.mark.parametrize("axis", [np.int64(-1), [-1], np.array([1])])
+def test_axes_may_be_integers_of_numpy(axis):
+    def shapes(axis):
+        module = jaxbn.linen.BatchNorm(use_running_average=False, axis=axis)
+        return jax.eval_shape(module.init, jax.random.key(0), np.ones((4, 6), "f"))
+
+    chex.assert_trees_all_equal_shapes(shapes(axis), shapes(-1))

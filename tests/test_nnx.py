@@ -471,3 +471,20 @@ def test_a_batch_without_valid_values_leaves_the_statistics_alone():
     y = train(module, X, mask=np.zeros((16, 1)))
     assert np.isfinite(y).all()
     assert_close(stats(module), before, 0)
+
+
+def test_sizes_and_axes_may_be_lists_or_of_numpy():
+    def graphdef(num_features, axis):
+        def layer():
+            return OURS(num_features, axis=axis, rngs=nnx.Rngs(0))
+
+        return nnx.graphdef(nnx.eval_shape(layer))
+
+    given = [
+        ((2, 4), (-2, -1)),
+        ([2, 4], [-2, -1]),
+        (np.array([2, 4]), np.array([-2, -1])),
+    ]
+    first, *others = (graphdef(*case) for case in given)
+    assert all(hash(other) == hash(first) and other == first for other in others)
+    assert graphdef(np.int64(4), np.int32(-1)) == graphdef(4, -1)

@@ -1,10 +1,11 @@
 """Running statistics: how they start and how a batch changes them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -25,24 +26,37 @@ def init_state(
         A state whose three leaves have the shape of the feature axes.
 
     Raises:
+        TypeError: if a size is no integer, of Python or NumPy.
         ValueError: if a size is negative.
 
     Example:
         >>> jaxbn.init_state(2).var
         Array([1., 1.], dtype=float32)
     """
-    one = isinstance(num_features, int)
-    shape = (num_features,) if one else tuple(num_features)
-    if any(n < 0 for n in shape):
-        raise ValueError(
-            f"`num_features` must not be negative, got {num_features!r}. It is the "
-            "size of the feature axis."
-        )
+    shape = feature_shape(num_features)
     mean = jnp.zeros(shape, dtype)
     real = mean.real.dtype
     # In 16 bits a count would stop at 256.
     count = jnp.zeros(shape, real if real.itemsize >= 4 else jnp.float32)
     return BatchNormState(mean, jnp.ones(shape, real), count)
+
+
+def feature_shape(num_features: int | Sequence[int]) -> tuple[int, ...]:
+    """The sizes of the feature axes as Python integers."""
+    several = isinstance(num_features, Iterable) and np.ndim(num_features) > 0
+    sizes = tuple(num_features) if several else (num_features,)
+    if not all(isinstance(n, int | np.integer) for n in sizes):
+        raise TypeError(
+            "`num_features` must be an integer or a tuple of integers, got "
+            f"{type(num_features).__name__}. It is the size of the feature axis, for "
+            "example `x.shape[-1]`."
+        )
+    if any(n < 0 for n in sizes):
+        raise ValueError(
+            f"`num_features` must not be negative, got {num_features!r}. It is the "
+            "size of the feature axis."
+        )
+    return tuple(map(int, sizes))
 
 
 def update(

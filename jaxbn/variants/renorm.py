@@ -13,6 +13,7 @@ from jaxbn.core import checks, placement
 from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import Centered, group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
+from jaxbn.core.state import feature_shape
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
 
@@ -40,7 +41,7 @@ def init_renorm_state(num_features: int | Sequence[int]) -> RenormState:
         >>> init_renorm_state(2).sigma
         Array([1., 1.], dtype=float32)
     """
-    shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+    shape = feature_shape(num_features)
     mean, sigma = jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32)
     return RenormState(mean, sigma, jnp.zeros_like(mean))
 

@@ -241,6 +241,21 @@ CASES = {
         "`num_features` must not be negative, got -1. It is the size of the feature "
         "axis.",
     ),
+    "a float as size": (
+        lambda: jaxbn.init_state(4.0),
+        TypeError,
+        "`num_features` must be an integer or a tuple of integers, got float.",
+    ),
+    "a batch as sizes": (
+        lambda: jaxbn.init_state(X),
+        TypeError,
+        "`num_features` must be an integer or a tuple of integers, got ",
+    ),
+    "a float among sizes": (
+        lambda: jaxbn.init_state((2, 4.0)),
+        TypeError,
+        "`num_features` must be an integer or a tuple of integers, got tuple.",
+    ),
     "unknown implementation": (
         lambda: train(implementation="cuda"),
         ValueError,
@@ -291,6 +306,12 @@ def test_momentum_may_be_any_number_in_range(momentum):
 def test_axes_may_be_integers_of_numpy(axis):
     programs = [jax.make_jaxpr(lambda x, a=a: train(x, axis=a))(X) for a in (axis, -1)]
     assert str(programs[0]) == str(programs[1])
+
+
+@pytest.mark.parametrize("size", [np.int64(6), np.prod((2, 3)), [6], np.array([6])])
+def test_sizes_may_be_integers_of_numpy(size):
+    found = jax.eval_shape(lambda: jaxbn.init_state(size))
+    assert {leaf.shape for leaf in found} == {(6,)}
 
 
 def test_nothing_at_all_leaves_the_state_alone_also_if_unbiased():
