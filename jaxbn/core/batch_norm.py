@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import Gate
-from jaxbn.core import calculus, checks, sync
+from jaxbn.core import calculus, checks, placement, sync
 from jaxbn.core import residuals as keep
 from jaxbn.core.moments import (
     Centered,
@@ -167,7 +167,7 @@ def batch_norm(
     if residuals == "output":
         inputs = inputs._replace(scale=keep.invertible(inputs.scale))
     normalized = _composed if jnp.iscomplexobj(x) else _normalized
-    y, batch = normalized(layer, inputs)
+    y, batch = normalized(layer, jax.tree.map(placement.of_jax, inputs))
     y = y if after is None else after(y)
     new_state = update(
         state,

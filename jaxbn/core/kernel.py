@@ -117,6 +117,9 @@ class Kernel:
         )
 
         def lead(name, operand, dim):
+            operand = jnp.asarray(
+                operand
+            )  # `vmap` hands on arrays of NumPy as they are
             if dim is not None:
                 return jnp.moveaxis(operand, dim, 0)
             if name == "where":

@@ -8,9 +8,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def of_jax(values: Array) -> Array:
+    """`values`, also if they are an array of NumPy that `vmap` has handed on.
+
+    A function with a rule of its own cannot take such an array inside of `jit`.
+    """
+    inside = values
+    while isinstance(inside, Tracer):
+        inside = getattr(inside, "val", getattr(inside, "primal", None))
+    return jnp.copy(values) if isinstance(inside, np.ndarray) else values
 
 
 def like(values: Array, other: Array, axes: Sequence[int] | None = None) -> Array:

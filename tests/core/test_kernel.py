@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import jaxbn
 from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus, kernel
 
@@ -163,3 +164,24 @@ def test_a_replicated_operand_may_meet_a_sharded_one(check):
     _, vjp = jax.vjp(jax.jit(mapped), x, scale)
     want = jnp.sum(x, 0)
     np.testing.assert_allclose(vjp(jnp.ones_like(x))[1], want, atol=1e-5)
+
+
+def test_arrays_of_numpy_may_meet_vmap_inside_jit():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(4, 6, 3)).astype(np.float32)
+    given = (x, random.random((4, 6, 1)) < 0.7, np.ones((4, 3), np.float32))
+
+    def layer(x, where, scale):
+        state = jaxbn.BatchNormState(scale, scale, scale)
+        options = {"where": where, "residual": x, "axis_name": "i"}
+        y, new = jaxbn.batch_norm(x, state, scale, scale, **options)
+        return y, new, jaxbn.normalize(x, scale, scale), jaxbn.moments(x, where=where)
+
+    def gradient(*given):
+        return jax.grad(lambda x: layer(x, *given[1:])[0].sum())(given[0])
+
+    def mapped(*given):
+        return [jax.vmap(f, axis_name="i")(*given) for f in (layer, gradient)]
+
+    closed, passed = jax.jit(lambda: mapped(*given))(), jax.jit(mapped)(*given)
+    chex.assert_trees_all_close(closed, passed, atol=1e-5)
