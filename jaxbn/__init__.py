@@ -16,6 +16,9 @@ from jaxbn.core.types import Moments as Moments
 
 __version__ = "0.1.0"
 
+# A compiled program that another process saved names the kernels when it is loaded.
+implementations()
+
 _MODULES = ("deploy", "interop", "linen", "nnx", "optim", "variants")
 
 

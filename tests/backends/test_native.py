@@ -6,6 +6,7 @@ Its results are checked with those of the others in `test_contract.py`, its loop
 
 import functools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -135,6 +137,29 @@ class TestChoice:
             for threads in ("one", "all")
         ]
         assert runs[0].stdout == runs[1].stdout != ""
+
+
+@built
+def test_a_saved_program_finds_its_kernels_in_another_process(tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    call = functools.partial(jaxbn.moments, implementation="native")
+    compiled = jax.jit(call).lower(x).compile()
+    saved = tmp_path / "program"
+    saved.write_bytes(pickle.dumps((x, serialize_executable.serialize(compiled))))
+    code = """
+        import pickle, sys
+        import jax, jaxbn
+        from jax.experimental import serialize_executable
+        jax.config.update("jax_num_cpu_devices", 8)
+        x, program = pickle.load(open(sys.argv[1], "rb"))
+        one = {"execution_devices": jax.devices()[:1]}
+        loaded = serialize_executable.deserialize_and_load(*program, **one)
+        print(loaded(x).m2.tolist())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(saved)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(compiled(x).m2.tolist())
 
 
 def along_scan(f):
