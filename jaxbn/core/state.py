@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,9 @@ def init_state(
 
 def feature_shape(num_features: int | Sequence[int]) -> tuple[int, ...]:
     """The sizes of the feature axes as Python integers."""
-    several = isinstance(num_features, Iterable) and np.ndim(num_features) > 0
-    sizes = tuple(num_features) if several else (num_features,)
+    sizes: tuple[Any, ...] = (num_features,)
+    if isinstance(num_features, Iterable) and np.ndim(num_features) > 0:
+        sizes = tuple(num_features)
     if not all(isinstance(n, int | np.integer) for n in sizes):
         raise TypeError(
             "`num_features` must be an integer or a tuple of integers, got "
