@@ -65,6 +65,8 @@ def draw(generator: np.random.Generator) -> Case:
     }[str(kind)]
     activation = generator.choice([None, "relu", "relu6", "leaky_relu", "silu"])
     residuals = generator.choice(["input", "output", "recompute"], p=[0.6, 0.2, 0.2])
+    rows = np.prod([n for i, n in enumerate(shape) if i not in axes])
+    residuals = "input" if rows < 8 else residuals
     if residuals == "output" and activation not in (None, "leaky_relu"):
         activation = "leaky_relu"
     return Case(
@@ -80,9 +82,9 @@ def masks(case: Case, generator) -> np.ndarray:
     one.flat[generator.integers(one.size)] = True
     drawn = generator.random(shape) < 0.7
     if case.residuals == "output":
-        # One value has no spread: z is multiplied by 1 / sqrt(epsilon), and the rounded
-        # output does not tell x well any more.
-        one = drawn
+        # A channel with one value has no spread: z is multiplied by 1 / sqrt(epsilon),
+        # and the rounded output does not tell x well. Masks: `test_masked_variants`.
+        one = drawn = np.ones(shape, bool)
     return np.stack([drawn, np.ones(shape, bool), np.zeros(shape, bool), one])
 
 
