@@ -11,6 +11,7 @@ from drop_in import (
     KEY,
     MODES,
     assert_close,
+    differentiate,
     normal,
     sharded,
 )
@@ -180,17 +181,6 @@ FACTS = {
     "masked": {},
     "groups": {"axis_groups": GROUPS},
 }
-
-
-def differentiate(run, params, x, valid):
-    """Values, statistics and gradients of layers; `run` gives dictionaries of them."""
-
-    def loss(params, x):
-        y, new = run(params, x)
-        total = sum(jnp.sum(jnp.where(valid[k], jnp.sin(y[k]), 0)) for k in y)
-        return total, (y, new)
-
-    return jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
 
 def collect(gradients, results):

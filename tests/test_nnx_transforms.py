@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drop_in import DEVICES, GROUPS, MODES, assert_close, normal, sharded
+from drop_in import DEVICES, GROUPS, MODES, assert_close, differentiate, normal, sharded
 from flax import nnx
 
 import jaxbn.nnx
@@ -208,17 +208,6 @@ FACTS = {
     "masked": {},
     "groups": {"axis_groups": GROUPS},
 }
-
-
-def differentiate(run, params, x, valid):
-    """Values, statistics and gradients of layers; `run` gives dictionaries of them."""
-
-    def loss(params, x):
-        y, new = run(params, x)
-        total = sum(jnp.sum(jnp.where(valid[k], jnp.sin(y[k]), 0)) for k in y)
-        return total, (y, new)
-
-    return jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
 
 def collect(gradients, results):
