@@ -42,12 +42,11 @@ class Kernels(NamedTuple):
     rule. Optional operands are None when absent.
 
     Attributes:
-        moments: (x, shift, count, where, *, axes, floor) -> (center, delta, m2). The
-            mean is center + delta, kept in two parts because for |mean| >> std their
-            sum does not fit the statistics type; m2 is the sum of squared distances to
-            it. `shift` is a guess of the mean that may be far off: the result must
-            not depend on it by more than rounding. `count` is the number of values.
-            `floor` is a variance below which rounding errors do not matter.
+        moments: (x, where, *, axes) -> (center, delta, m2, unit). The mean is
+            center + delta, kept in two parts because for |mean| >> std their sum does
+            not fit the statistics type; m2 * unit^2 is the sum of squared distances to
+            it, with a unit of 1 unless m2 would overflow. Zeros, and a unit of 1,
+            where nothing counts.
         sums: (a, x, center, multiplier, where, gate_slope, gate_offset, *, axes,
             gate=None) -> (multiplier * a, sum of a, sum of a * (x - center)), `where`
             applying to the two sums. Without `multiplier` the first result is left
@@ -64,7 +63,7 @@ class Kernels(NamedTuple):
             Linear in `dy`.
     """
 
-    moments: Callable[..., tuple[Array, Array, Array]]
+    moments: Callable[..., tuple[Array, ...]]
     sums: Callable[..., tuple[Array, ...]]
     expand: Callable[..., Array]
     gate: Callable[..., Array]

@@ -25,15 +25,15 @@ PLATFORMS = tuple({platform for _, platform in _MODULES.values()})
 
 @functools.cache
 def kernels(
-    name: str = "xla", platform: str | None = None, *, partitioned: bool = False
+    name: str = "xla", platform: str | None = None, *, devices: int = 1
 ) -> Kernels:
     """The loops of implementation `name` in a program for one device of `platform`.
 
-    Without a platform, the loops that run everywhere; with `partitioned`, those for a
+    Without a platform, the loops that run everywhere; with several devices, those for a
     program that XLA partitions.
     """
-    if partitioned:
-        return importlib.import_module("jaxbn.backends.xla").PARTITIONED
+    if devices > 1:
+        return importlib.import_module("jaxbn.backends.xla").kernels(devices)
     for known, (module, its_platform) in _MODULES.items():
         if platform == its_platform and not _missing(known):
             if name == known:

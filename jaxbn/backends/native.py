@@ -137,12 +137,12 @@ def _vectors(count: int, x: Array, axes: tuple[int, ...]):
     return (jax.ShapeDtypeStruct(shape, statistics_type(x)),) * count
 
 
-def _moments(x, shift, count, where, *, axes, floor):
+def _moments(x, where, *, axes):
     operands, sizes = _Operands(x, where=where), _sizes(x.shape, where, axes)
-    if not _suits(operands, sizes):
-        return xla.KERNELS.moments(x, shift, count, where, axes=axes, floor=floor)
-    center, delta, m2 = _call("jaxbn_moments", _vectors(3, x, axes), operands, sizes)
-    return center, delta, m2
+    # In float64 the loops, which merge in it, have no digits to spare.
+    if not _suits(operands, sizes) or x.dtype == jnp.float64:
+        return xla.KERNELS.moments(x, where, axes=axes)
+    return tuple(_call("jaxbn_moments", _vectors(4, x, axes), operands, sizes))
 
 
 def _sums(a, x, center, multiplier, where, *line, axes, gate=None):

@@ -4,18 +4,16 @@ No reshape, so the automatic partitioner keeps every sharding it is given.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends.blocks import is_explicit, moments_of_blocks
 from jaxbn.backends.contract import Kernels, statistics_type
-
-# A pass about `center` loses about eps * (1 + distance^2 / variance) of the variance.
-_ACCEPTED_SQUARED_DISTANCE = 16.0
-# A sum from which the center is taken at the end is rounded at the size of the center.
-_ACCEPTED_SQUARED_ROUNDING = 2.0**-20
+from jaxbn.backends.merging import merged
 
 
 def along(vector: Array, like: Array, axes: tuple[int, ...]) -> Array:
@@ -58,32 +56,31 @@ def _together(summands, x, axes):
     return list(jnp.stack(of_images).sum(at + 1))
 
 
-def _moments(x, shift, count, where, *, axes, floor, totals: Totals):
-    wide = statistics_type(x)
-    divisor = jnp.maximum(count, 1)
+def _moments(x, where, *, axes, devices):
+    blocks, over, within = moments_of_blocks(x, where, axes, devices)
+    together = devices > 1
 
-    def about(center, *, exact):
-        # XLA:CPU computes two reductions of one producer several times slower than
-        # each alone, so the two differ: by a sign, and for 16 bits, whose values have
-        # fewer digits than the sum, by leaving the center to the end.
-        opposite = x.astype(wide) + along(-center, x, axes)
-        first = x.astype(wide) - along(center, x, axes) if exact else x.astype(wide)
-        summands = (first, jnp.square(opposite))
-        total, square = totals([_select(where, s) for s in summands], x, axes)
-        delta = (total if exact else total - count * center) / divisor
-        return center, delta, jnp.maximum(square - count * jnp.square(delta), 0)
+    def total(terms):
+        return terms.sum([i + 1 for i in over], keepdims=True)
 
-    center, delta, m2 = about(shift, exact=x.dtype == wide)
-    spread = m2 + count * floor
-    near = count * jnp.square(delta) <= _ACCEPTED_SQUARED_DISTANCE * spread
-    if x.dtype != wide:
-        rounding = jnp.finfo(wide).eps * shift
-        near &= count * jnp.square(rounding) <= _ACCEPTED_SQUARED_ROUNDING * spread
-    return lax.cond(
-        jnp.all(near | ~jnp.isfinite(delta)),
-        lambda: (center, delta, m2),
-        lambda: about(center + delta, exact=True),
+    def first(values):
+        for axis in over:
+            values = lax.slice_in_dim(values, 0, 1, axis=axis)
+        return values
+
+    shape = blocks.m2.shape
+    known = isinstance(blocks.count, int)
+    # On other devices, another block would be the first.
+    local = not (together or is_explicit(x)) and 0 not in shape
+    found = merged(
+        blocks,
+        total,
+        math.prod(shape[i] for i in over) if known else None,
+        # Where XLA partitions the program, the sum is an all-reduce of float32.
+        encoded=together,
+        near=first if local else None,
     )
+    return tuple(values.squeeze((*over, *within)) for values in found[1:])
 
 
 def _sums(
@@ -141,10 +138,16 @@ def _line(distance, slope, offset, axes):
     return distance * along(slope, distance, axes) + along(offset, distance, axes)
 
 
-def _kernels(totals: Totals) -> Kernels:
-    moments, sums = (functools.partial(f, totals=totals) for f in (_moments, _sums))
-    return Kernels(moments, sums, _expand, _gate)
+@functools.cache
+def kernels(devices: int = 1) -> Kernels:
+    """The loops in a program that XLA partitions over so many devices."""
+    totals = _apart if devices == 1 else _together
+    return Kernels(
+        functools.partial(_moments, devices=devices),
+        functools.partial(_sums, totals=totals),
+        _expand,
+        _gate,
+    )
 
 
-KERNELS = _kernels(_apart)
-PARTITIONED = _kernels(_together)
+KERNELS = kernels()

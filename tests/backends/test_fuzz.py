@@ -116,7 +116,7 @@ def program(case: Case, implementation: str):
         y, _ = jaxbn.batch_norm(
             x, state, scale, bias, axis=case.axes, residual=residual,
             where=None if case.mask is None else where, activation=case.activation,
-            residuals=case.residuals, implementation=implementation,
+            save=case.residuals, implementation=implementation,
         )  # fmt: skip
         return y
 

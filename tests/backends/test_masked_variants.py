@@ -52,13 +52,13 @@ VARIANTS = {
     "output": first(
         jaxbn.batch_norm,
         jaxbn.init_state(CHANNELS),
-        residuals="output",
+        save="output",
         activation="leaky_relu",
     ),
     "recompute": first(
         jaxbn.batch_norm,
         jaxbn.init_state(CHANNELS),
-        residuals="recompute",
+        save="recompute",
         activation="relu",
     ),
     "recalibrate": recalibrated,

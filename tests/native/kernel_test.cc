@@ -160,7 +160,7 @@ void test(const Loops* loops, const Case& c) {
   r.fill(random, 0, 1);
   const Type wide = sum_type(c.type);
   Numbers center(wide, vectors, c.shift), slope = center, offset = center, multiplier = center,
-      gate_slope = center, gate_offset = center, out[3] = {center, center, center};
+      gate_slope = center, gate_offset = center, out[3] = {center, center, center}, unit = center;
   for (Numbers* v : {&center, &slope, &offset, &multiplier, &gate_slope, &gate_offset}) v->fill(random, 0.5, 1);
   std::vector<uint8_t> bytes;
   Where where;
@@ -189,7 +189,7 @@ void test(const Loops* loops, const Case& c) {
 
   Reduction reduction{c.type, Activation::kNone, 0.01, x.data(), nullptr, {}};
   const auto run_moments = [&](Pool* pool, Numbers& result) {
-    moments({loops, pool}, reduction, s, where, out[0].data(), out[1].data(), result.data());
+    moments({loops, pool}, reduction, s, where, out[0].data(), out[1].data(), result.data(), unit.data());
   };
   run_moments(nullptr, out[2]);
   std::vector<double> delta(vectors);
@@ -259,15 +259,15 @@ void test_statistics(const Loops* loops) {
     const auto channel = [&](int64_t i) { return i / shape.inner % 8; };
     for (int64_t i = 0; i < x.n; ++i) mean[channel(i)] += x[i] / 50000;
     for (int64_t i = 0; i < x.n; ++i) m2[channel(i)] += std::pow(x[i] - mean[channel(i)], 2);
-    Numbers center(Type::kF32, 8), delta(Type::kF32, 8), found(Type::kF32, 8);
+    Numbers center(Type::kF32, 8), delta = center, found = center, unit = center;
     const Reduction reduction{Type::kF32, Activation::kNone, 0, x.data(), nullptr, {}};
-    moments({loops, nullptr}, reduction, shape, {}, center.data(), delta.data(), found.data());
+    moments({loops, nullptr}, reduction, shape, {}, center.data(), delta.data(), found.data(), unit.data());
     for (int j = 0; j < 8; ++j) {
       expect(std::fabs(center[j] + delta[j] - mean[j]) < 1e-6, c, "mean", j, center[j] + delta[j], mean[j]);
       expect(std::fabs(found[j] / m2[j] - 1) < 1e-5, c, "m2", j, found[j], m2[j]);
     }
     x.set(x.n / 2, NAN);
-    moments({loops, nullptr}, reduction, shape, {}, center.data(), delta.data(), found.data());
+    moments({loops, nullptr}, reduction, shape, {}, center.data(), delta.data(), found.data(), unit.data());
     const int64_t j = channel(x.n / 2);
     expect(std::isnan(delta[j]) && std::isnan(found[j]), c, "NaN", j, found[j], NAN);
   }

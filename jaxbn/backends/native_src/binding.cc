@@ -65,17 +65,18 @@ std::string read(Call& call, ffi::RemainingArgs& args, int64_t present, Sizes si
 
 ffi::Error run_moments(ffi::ThreadPool threads, int64_t present, Sizes sizes, int64_t activation,
                        double high, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> center,
-                       ffi::Result<ffi::AnyBuffer> delta, ffi::Result<ffi::AnyBuffer> m2) {
+                       ffi::Result<ffi::AnyBuffer> delta, ffi::Result<ffi::AnyBuffer> m2,
+                       ffi::Result<ffi::AnyBuffer> unit) {
   Call call;
   std::string error = read(call, args, present, sizes, activation, high);
   if (error.empty()) error = wrong_operands(call, {kX});
-  for (auto result : {center, delta, m2})
+  for (auto result : {center, delta, m2, unit})
     if (error.empty()) error = wrong_result(call, array_of(*result), false);
   if (!error.empty()) return invalid(error);
   XlaPool pool(threads);
   const Reduction reduction{call.type(), Activation::kNone, 0, call.data(kX), nullptr, {}};
   moments({loops(), &pool}, reduction, call.shape, call.where(), center->untyped_data(),
-          delta->untyped_data(), m2->untyped_data());
+          delta->untyped_data(), m2->untyped_data(), unit->untyped_data());
   return ffi::Error::Success();
 }
 
@@ -145,7 +146,7 @@ auto common() {
   }
 
 JAXBN_HANDLER(jaxbn_moments, jaxbn::run_moments,
-              jaxbn::common().RemainingArgs().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>())
+              jaxbn::common().RemainingArgs().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>())
 JAXBN_HANDLER(jaxbn_sums, jaxbn::run_sums,
               jaxbn::common().RemainingArgs().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>())
 JAXBN_HANDLER(jaxbn_map, jaxbn::run_map,

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -327,7 +329,7 @@ const Loops* loops_here(const char* name) {
 }
 
 void moments(const Site& site, const Reduction& reduction, const Shape& shape,
-             const Where& where, void* center, void* delta, void* m2) {
+             const Where& where, void* center, void* delta, void* m2, void* unit) {
   const Loops& loops = *site.loops;
   const Total total = reduce<MergeMoments>(site, loops.moments_rows, loops.moments_runs, reduction,
                                            shape, where);
@@ -338,7 +340,10 @@ void moments(const Site& site, const Reduction& reduction, const Shape& shape,
     const double near = mean - mean == 0 ? (wide ? mean : double(float(mean))) : 0;
     (wide ? put<double> : put<float>)(center, i, near);
     (wide ? put<double> : put<float>)(delta, i, mean - near);
-    (wide ? put<double> : put<float>)(m2, i, total.second[i]);
+    // Squares that float32 cannot hold are given in a larger unit.
+    const bool large = !wide && total.second[i] > double(std::numeric_limits<float>::max());
+    (wide ? put<double> : put<float>)(m2, i, large ? std::ldexp(total.second[i], -128) : total.second[i]);
+    (wide ? put<double> : put<float>)(unit, i, large ? std::ldexp(1.0, 64) : 1.0);
   }
 }
 

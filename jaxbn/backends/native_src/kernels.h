@@ -31,8 +31,9 @@ struct Site {
 const Loops* loops_here(const char* name = nullptr);
 
 // `vectors` are plain arrays [batch, channels] in the type of sums.
+// The mean is center + delta, the sum of squared distances to it m2 * unit^2.
 void moments(const Site&, const Reduction&, const Shape&, const Where&, void* center,
-             void* delta, void* m2);
+             void* delta, void* m2, void* unit);
 void sums(const Site&, const Reduction&, const Shape&, const Where&, void* total, void* moment);
 void map(const Site&, const Map&, const Shape&, const Where&);
 

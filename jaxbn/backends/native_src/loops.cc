@@ -260,6 +260,25 @@ JAXBN_INLINE void add_block(A* s1, A* s2, int64_t units, const int64_t* offsets,
     for (int64_t u = 0; u < units; ++u) add_rows<1>(s1, s2, u, offsets + r, term_at(u));
 }
 
+template <class T> JAXBN_INLINE typename Access<T>::A first_value(const T* p) {
+  using A = typename Access<T>::A;
+  A all[Access<T>::kUnit];
+  arrange_to(all, 0, read_some(p, 1));
+  return all[0];
+}
+
+// Squares of some values may not fit the type of sums: they are summed again in double.
+template <class T> double squared(const T* value, double pivot) {
+  const double distance = double(first_value(value)) - pivot;
+  return distance * distance;
+}
+
+template <class A> JAXBN_INLINE bool all_finite(const A* values, int64_t n) {
+  A zero{};
+  for (int64_t i = 0; i < n; ++i) zero += values[i] - values[i];
+  return zero == 0;
+}
+
 template <class T>
 void moments_rows_as(const Reduction& reduction, const Rows& rows, void* work, Partial* out) {
   using A = typename Access<T>::A;
@@ -303,8 +322,17 @@ void moments_rows_as(const Reduction& reduction, const Rows& rows, void* work, P
         });
     }
     const Merge merge(double(out->count), n);
-    for (int64_t c = 0; c < padded; ++c)
-      merge(pivot[c], s1[c], s2[c], out->first[c], out->second[c]);
+    if (all_finite(s2, padded)) {
+      for (int64_t c = 0; c < padded; ++c)
+        merge(pivot[c], s1[c], s2[c], out->first[c], out->second[c]);
+    } else {
+      for (int64_t c = 0; c < rows.width; ++c) {
+        const int64_t i = Access<T>::place(c);
+        double square = 0;
+        for (int r = 0; r < n; ++r) square += squared(x + offsets[r] + c, double(pivot[i]));
+        merge(pivot[i], s1[i], square, out->first[i], out->second[i]);
+      }
+    }
     out->count += n;
   }
 }
@@ -398,13 +426,6 @@ JAXBN_INLINE void add_run(int64_t length, const Term& term, const Some& some,
   }
 }
 
-template <class T> JAXBN_INLINE typename Access<T>::A first_value(const T* p) {
-  using A = typename Access<T>::A;
-  A all[Access<T>::kUnit];
-  arrange_to(all, 0, read_some(p, 1));
-  return all[0];
-}
-
 template <class T> void moments_runs_as(const Reduction& reduction, const Runs& runs, Partial* out) {
   using A = typename Access<T>::A;
   const int64_t before = out->count;
@@ -421,6 +442,10 @@ template <class T> void moments_runs_as(const Reduction& reduction, const Runs& 
         runs.length, [&](int64_t i) { return square(Access<T>::read(x + i)); },
         [&](int64_t i, int64_t n) { return square(read_some(x + i, n)); },
         [&](double s1, double s2, double n) {
+          if (s2 - s2 != 0) {
+            s2 = 0;
+            for (int64_t i = 0; i < int64_t(n); ++i) s2 += squared(x + (count - before) + i, pivot);
+          }
           Merge(double(count), n)(double(pivot), s1, s2, mean, m2);
           count += int64_t(n);
           pivot = A(mean);

@@ -1,0 +1,161 @@
+"""The moments of blocks of rows, each about a value of its own.
+
+A sum of n squares about a pivot p loses about eps * (1 + (mean - p)^2 / variance) of
+the variance. If p is one of the values, (mean - p)^2 is one of the n terms whose
+average is the variance, so the loss is at most eps * (1 + n), wherever the mean is.
+Hence blocks of at most a few thousand rows, each with a pivot from its own data: one
+pass over memory, and nothing depends on earlier batches.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import AxisType
+
+from jaxbn.backends.contract import statistics_type
+from jaxbn.backends.merging import LARGE, Centered
+
+# Rows of a block: fewer cost memory traffic for its sums, more cost digits.
+_FEW, _MOST = 256, 4096
+
+
+def moments_of_blocks(
+    x: Array, where: Array | None, axes: tuple[int, ...], devices: int
+):
+    """The moments of the blocks of `x`, the axes that list them and those within.
+
+    All axes are kept, those within a block with a size of one. No block has rows of two
+    devices, if the first axis is split over `devices`.
+    """
+    x, where, outer, inner = _cut(x, where, axes, devices)
+    wide, every = statistics_type(x), range(x.ndim)
+    if any(isinstance(x.shape[i], int) and x.shape[i] == 0 for i in inner):
+        x = jnp.zeros([1 if i in inner else n for i, n in enumerate(x.shape)], x.dtype)
+        where = jnp.zeros((1,) * x.ndim, bool)
+    samples = _samples(x, where, inner)
+    if where is not None and any(where.shape[i] != 1 for i in inner):
+        pivot = _pivot(x, where, inner)
+        samples = jnp.maximum(jnp.abs(samples), jnp.abs(pivot))
+    else:
+        pivot = _at_first(samples, inner)
+    pivot, unit = pivot.astype(wide), _unit(samples, inner)
+    distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
+    if where is not None:
+        distance = jnp.where(where, distance, jnp.zeros((), wide))
+    if unit is not None:
+        # Both sums are of one array: XLA:GPU then computes them in one kernel.
+        distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)
+    first = distance.sum(inner, keepdims=True)
+    second = jnp.square(distance).sum(inner, keepdims=True)
+    count = math.prod(x.shape[i] for i in inner)
+    if where is not None:
+        others = math.prod(x.shape[i] for i in inner if where.shape[i] == 1)
+        count = where.sum(inner, dtype=wide, keepdims=True) * others
+    delta = first / (max(count, 1) if where is None else jnp.maximum(count, 1))
+    m2 = jnp.maximum(second - first * delta, 0)
+    delta = delta if unit is None else delta * unit
+    return Centered(count, pivot, delta, m2, unit), outer, inner
+
+
+def _samples(x: Array, where: Array | None, inner) -> Array:
+    """The first two values of each block, zero if masked.
+
+    One slice: with a second one a TPU copies `x` to have both in another layout.
+    """
+    last = next((i for i in reversed(inner) if x.shape[i] != 1), None)
+
+    def some(values):
+        values = _first(values, [i for i in inner if i != last])
+        if last is None or values.shape[last] == 1:
+            return values
+        return lax.slice_in_dim(values, 0, 2, axis=last)
+
+    x = some(x)
+    return x if where is None else jnp.where(some(where), x, jnp.zeros((), x.dtype))
+
+
+def _first(values: Array, inner) -> Array:
+    for i in inner:
+        values = lax.slice_in_dim(values, 0, 1, axis=i)
+    return values
+
+
+def _at_first(samples: Array, inner) -> Array:
+    """The first of them, by a sum: a slice would be a kernel more on a GPU."""
+    for i in inner:
+        if samples.shape[i] != 1:
+            first = lax.broadcasted_iota(jnp.int32, samples.shape, i) == 0
+            kept = jnp.where(first, samples, jnp.zeros((), samples.dtype))
+            samples = kept.sum(i, keepdims=True)
+    return samples
+
+
+def _unit(samples: Array, inner) -> Array | None:
+    """A unit in which squares of float32 fit, told by some values of each block."""
+    if jnp.finfo(samples.dtype).maxexp != 128:
+        return None
+    far = jnp.abs(samples).max(inner, keepdims=True) > 2.0**40
+    return jnp.where(far, LARGE, 1).astype(jnp.float32)
+
+
+def _others(rank: int, axes) -> tuple[int, ...]:
+    return tuple(i for i in range(rank) if i not in axes)
+
+
+def _cut(x, where, axes, devices):
+    """`x` and its mask with one axis cut in two, the axes of blocks and within them."""
+    rows = _others(x.ndim, axes)
+    outer, inner = rows[:1], rows[1:]
+    if not rows or not all(isinstance(n, int) for n in x.shape):  # or symbolic
+        return x, where, outer, inner
+
+    def size():
+        return math.prod(x.shape[i] for i in inner)
+
+    while len(inner) > 1 and size() > _MOST and size() >= _FEW * x.shape[inner[0]]:
+        outer, inner = (*outer, inner[0]), inner[1:]
+    # If the rows behind the first axis are few, or none, some of that axis joins them.
+    n = x.shape[rows[0]]
+    fitting = [
+        d
+        for d in range(1, n + 1)
+        if d * size() <= _FEW and n % d == 0 and n // d % devices == 0
+    ]
+    each = 1 if is_explicit(x) else max(fitting, default=1)
+    if each == 1 and inner:
+        return x, where, outer, inner
+    return _joined(x, where, rows[0], inner, each)
+
+
+def is_explicit(x: Array) -> bool:
+    """Whether the sharding of `x` is a part of its type, which no cut may change."""
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
+def _joined(x, where, axis, inner, each):
+    """Cuts `axis` into blocks of `each`, which become the first axis within a block."""
+
+    def cut(array):
+        n = array.shape[axis]
+        parts = (n // each, each) if n != 1 else (1, 1)
+        return array.reshape(*array.shape[:axis], *parts, *array.shape[axis + 1 :])
+
+    inner = (axis + 1, *(i + 1 for i in inner))
+    return cut(x), None if where is None else cut(where), (axis,), inner
+
+
+def _pivot(x: Array, where: Array, inner) -> Array:
+    """The first value of each block that counts, or any if there is none."""
+    varying = [i for i in inner if where.shape[i] != 1]
+    x = _first(x, [i for i in inner if i not in varying])
+    for i in varying:
+        others = [j for j in varying if j > i]
+        counts = where.any(others, keepdims=True) if others else where
+        # A sum with one term: a look-up would not be partitioned.
+        place = lax.broadcasted_iota(jnp.int32, counts.shape, i)
+        first = place == jnp.argmax(counts, i, keepdims=True).astype(jnp.int32)
+        where = (where & first).any(i, keepdims=True)
+        x = jnp.where(first, x, jnp.zeros((), x.dtype)).sum(i, keepdims=True)
+    return x
