@@ -8,7 +8,7 @@ from jaxbn.core.moments import merge as merge
 from jaxbn.core.moments import moments as moments
 from jaxbn.core.normalize import batch_norm_inference as batch_norm_inference
 from jaxbn.core.normalize import normalize as normalize
-from jaxbn.core.residuals import recompute_policy as recompute_policy
+from jaxbn.core.save import recompute_policy as recompute_policy
 from jaxbn.core.state import init_state as init_state
 from jaxbn.core.state import update as update
 from jaxbn.core.types import BatchNormState as BatchNormState

@@ -56,7 +56,7 @@ class BatchNorm(nn.Module):
             `param_dtype`. They are computed in at least float32 all the same.
         axis_groups: positions along `axis_name` that share statistics.
         activation: applied to the result; a name or a function, see `jaxbn.batch_norm`.
-        residuals: what is kept for the backward pass, see `jaxbn.batch_norm`.
+        save: what is kept for the backward pass, see `jaxbn.batch_norm`.
         debias: start the running average without the initial values; adds a variable
             `count`, as does `momentum=None`. See `jaxbn.update`.
         unbiased: store the unbiased variance.
@@ -81,7 +81,7 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     axis_groups: Sequence[Sequence[int]] | None = None
     activation: str | Callable[[Array], Array] | None = None
-    residuals: Literal["input", "output", "recompute"] = "input"
+    save: Literal["input", "output", "recompute"] = "input"
     debias: bool = False
     unbiased: bool = False
     skip_nonfinite: bool = False
@@ -147,7 +147,7 @@ class BatchNorm(nn.Module):
             debias=self.debias,
             unbiased=self.unbiased and not initializing,
             skip_nonfinite=self.skip_nonfinite,
-            residuals=self.residuals,
+            save=self.save,
         )
         if not initializing:
             for name, variable in stats.items():

@@ -63,7 +63,7 @@ class BatchNorm(nnx.Module):
         rngs: for the initializers.
         bias_metadata, scale_metadata: of the two parameters, for example sharding.
         axis_groups: positions along `axis_name` that share statistics.
-        activation, residuals: see `jaxbn.batch_norm`.
+        activation, save: see `jaxbn.batch_norm`.
         debias: start the running average without the initial values; adds a variable
             `count`, as does `momentum=None`. See `jaxbn.update`.
         unbiased: store the unbiased variance.
@@ -95,7 +95,7 @@ class BatchNorm(nnx.Module):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
         axis_groups: Sequence[Sequence[int]] | None = None,
         activation: str | Callable[[Array], Array] | None = None,
-        residuals: Literal["input", "output", "recompute"] = "input",
+        save: Literal["input", "output", "recompute"] = "input",
         debias: bool = False,
         unbiased: bool = False,
         skip_nonfinite: bool = False,
@@ -133,7 +133,7 @@ class BatchNorm(nnx.Module):
         self.promote_dtype = promote_dtype
         self.axis_groups = _hashable(axis_groups)
         self.activation = activation
-        self.residuals: Literal["input", "output", "recompute"] = residuals
+        self.save: Literal["input", "output", "recompute"] = save
         self.debias = debias
         self.unbiased = unbiased
         self.skip_nonfinite = skip_nonfinite
@@ -191,7 +191,7 @@ class BatchNorm(nnx.Module):
             debias=self.debias,
             unbiased=self.unbiased,
             skip_nonfinite=self.skip_nonfinite,
-            residuals=self.residuals,
+            save=self.save,
         )
         for name in self._statistics():
             _store(getattr(self, name), getattr(new, name))

@@ -207,20 +207,20 @@ def test_linen_nnx_and_the_function_are_equal_bit_for_bit():
     }
 
     @jax.jit
-    def step(state):
+    def step(state, x, mask, residual, one, zero):
         more = {"where": mask, "residual": residual, **options}
-        return jaxbn.batch_norm(X, state, one, zero, **more)
+        return jaxbn.batch_norm(x, state, one, zero, **more)
 
     @jax.jit
-    def step_of_linen(variables):
+    def step_of_linen(variables, x, mask, residual):
         more = {"mask": mask, "residual": residual}
-        y, new = linen.apply(variables, X, mutable="batch_stats", **more)
+        y, new = linen.apply(variables, x, mutable="batch_stats", **more)
         return y, {**variables, **new}
 
     for _ in range(2):
-        y, state = step(state)
+        y, state = step(state, X, mask, residual, one, zero)
         by_nnx = train(module, X, mask=mask, residual=residual)
-        by_linen, variables = step_of_linen(variables)
+        by_linen, variables = step_of_linen(variables, X, mask, residual)
     assert_close((by_nnx, stats(module)), (y, state._asdict()), 0)
     assert_close((by_linen, variables["batch_stats"]), (y, state._asdict()), 0)
 

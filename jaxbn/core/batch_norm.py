@@ -1,22 +1,17 @@
 """Batch normalization in training: check, moments, sync, normalize, and update beside.
 
-The derivative is written here once. It is exact for every order and needs `x` and
-vectors only; see `_tangent`.
+The derivative is exact for every order and needs `x` and vectors only; see
+`_normalized`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import Gate
-from jaxbn.core import calculus, checks, placement, sync
-from jaxbn.core import residuals as keep
+from jaxbn.core import by_input, by_output, checks, sync
 from jaxbn.core.moments import (
     Centered,
     group_of,
@@ -24,8 +19,12 @@ from jaxbn.core.moments import (
     local_moments,
     public,
     shared_moments,
+    with_sums,
 )
 from jaxbn.core.normalize import apply, split_activation
+from jaxbn.core.primitives import finite
+from jaxbn.core.save import Save
+from jaxbn.core.save import check as check_save
 from jaxbn.core.state import update
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState, Moments
 
@@ -38,7 +37,7 @@ class _Layer(NamedTuple):
     epsilon: float
     activation: Callable[[Array], Array] | None
     implementation: str
-    residuals: keep.Residuals
+    save: Save
 
     @property
     def kernel(self):
@@ -70,7 +69,7 @@ def batch_norm(
     epsilon: float = 1e-5,
     activation: Activation = None,
     residual: Array | None = None,
-    residuals: keep.Residuals = "input",
+    save: Save = "input",
     implementation: str | None = None,
     debias: bool = True,
     unbiased: bool = False,
@@ -107,7 +106,7 @@ def batch_norm(
             function or None. A function may close over traced arrays, say a learned
             slope; it then follows as a step of its own, after y has been rounded.
         residual: the shape of `x`; added before the activation.
-        residuals: what is kept for the backward pass. "input": `x`. "output": y alone,
+        save: what is kept for the backward pass. "input": `x`. "output": y alone,
             which the next layer keeps anyway; the activation must have an inverse, and
             a |scale| below 2^-10 counts as 2^-10. "recompute": `x`, and y is computed
             again, also for the next layer, under `jaxbn.recompute_policy`.
@@ -124,7 +123,7 @@ def batch_norm(
             there is one value per channel.
         TypeError: if `x` is an integer array, `where` is not boolean, or `state` is no
             BatchNormState.
-        NotImplementedError: if `residuals` is "output" and `activation` neither None
+        NotImplementedError: if `save` is "output" and `activation` neither None
             nor "leaky_relu", also as functools.partial with `negative_slope`.
 
     Reference:
@@ -142,7 +141,7 @@ def batch_norm(
     axes = checks.feature_axes(x, axis)
     momentum = checks.momentum(momentum, debias=debias)
     function = checks.activation(activation)
-    mode = keep.check(residuals, function, x)
+    mode = check_save(save, function, x)
     function, after = (
         (function, None) if jnp.iscomplexobj(x) else split_activation(function, x)
     )
@@ -164,10 +163,10 @@ def batch_norm(
         where,
         lax.stop_gradient(checks.state(state, x, axes)),
     )
-    if residuals == "output":
-        inputs = inputs._replace(scale=keep.invertible(inputs.scale))
+    if save == "output":
+        inputs = inputs._replace(scale=by_output.invertible(inputs.scale))
     normalized = _composed if jnp.iscomplexobj(x) else _normalized
-    y, batch = normalized(layer, jax.tree.map(placement.of_jax, inputs))
+    y, batch = normalized(layer, inputs)
     y = y if after is None else after(y)
     new_state = update(
         state,
@@ -180,137 +179,83 @@ def batch_norm(
     return y, new_state
 
 
-def _without_masked_nonfinite(inputs: _Inputs) -> _Inputs:
+def _without_masked_nonfinite(layer: _Layer, inputs: _Inputs) -> _Inputs:
     """Zero instead of NaN or infinity where masked: 0 * NaN would reach gradients."""
     x, where = inputs.x, inputs.where
     if where is None:
         return inputs
-    finite = where | jnp.isfinite(x)
-    return inputs._replace(x=jnp.where(finite, x, jnp.zeros((), x.dtype)))
+    if jnp.iscomplexobj(x):
+        x = jnp.where(where, x, jnp.zeros((), x.dtype))
+    else:
+        (x,) = finite(x, where, **layer.kernel)
+    return inputs._replace(x=x)
 
 
-def _statistics(layer: _Layer, inputs: _Inputs) -> Centered:
-    """The moments of the batch, about running means as first guess."""
-    shift = sync.common(inputs.state.mean, layer.members)
-    local = local_moments(
-        inputs.x, shift, inputs.where, floor=layer.epsilon, **layer.kernel
-    )
-    return shared_moments(local, shift, layer.members, floor=layer.epsilon)
-
-
-class _Coefficients(NamedTuple):
-    """What a channel is normalized with: slope * (x - center) + offset.
-
-    The mean is center + delta, `inverse` is 1 / sqrt(variance + epsilon).
-    """
+class _Line(NamedTuple):
+    """What a channel is normalized with: slope * (x - center) + offset."""
 
     center: Array
-    delta: Array
-    inverse: Array
     slope: Array
     offset: Array
 
 
-def _coefficients(layer: _Layer, inputs: _Inputs, batch: Centered) -> _Coefficients:
-    _, center, delta, _ = batch
-    var = batch.m2 / jnp.maximum(batch.count, 1)
+def _line(layer: _Layer, inputs: _Inputs, batch: Centered) -> _Line:
+    """The line through the moments; running statistics where nothing was seen."""
+    center, delta, inverse = batch.center, batch.delta, batch.inverse(layer.epsilon)
     if not isinstance(batch.count, int) or batch.count == 0:
         seen = jnp.asarray(batch.count) > 0
         center = jnp.where(seen, center, inputs.state.mean)
         delta = jnp.where(seen, delta, 0)
-        var = jnp.where(seen, var, inputs.state.var)
-    inverse = lax.rsqrt(var + layer.epsilon)
+        running = lax.rsqrt(inputs.state.var + layer.epsilon)
+        inverse = jnp.where(seen, inverse, running)
     slope = inverse if inputs.scale is None else inverse * inputs.scale
     offset = -slope * delta
     offset = offset if inputs.bias is None else offset + inputs.bias
-    return _Coefficients(center, delta, inverse, slope, offset)
-
-
-def _apply(layer: _Layer, inputs: _Inputs, by: _Coefficients) -> Array:
-    return apply(
-        inputs.x,
-        by.center,
-        by.slope,
-        by.offset,
-        inputs.residual,
-        activation=layer.activation,
-        expand=keep.expand(layer.residuals),
-        **layer.kernel,
-    )
+    return _Line(center, slope, offset)
 
 
 def _composed(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     """y and the moments of the batch, differentiated stage by stage."""
-    inputs = _without_masked_nonfinite(inputs)
-    batch = _statistics(layer, inputs)
-    y = _apply(layer, inputs, _coefficients(layer, inputs, batch))
-    return y, public(batch)
+    inputs = _without_masked_nonfinite(layer, inputs)
+    local = local_moments(inputs.x, inputs.where, **layer.kernel)
+    batch = shared_moments(local, layer.members)
+    return _output(layer, inputs, _line(layer, inputs, batch)), public(batch)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _output(layer: _Layer, inputs: _Inputs, line: _Line) -> Array:
+    options = {"activation": layer.activation, **layer.kernel}
+    return apply(inputs.x, *line, inputs.residual, **options)
+
+
 def _normalized(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
-    """The same with the derivative of the whole; the moments are constants in it."""
-    return _composed(layer, inputs)
+    """The same with a derivative of two passes; the moments are constants in it.
 
+    The derivative of z = slope (x - center) + offset with respect to x is, with sums
+    over the n values of all members that count,
 
-@functools.partial(_normalized.defjvp, symbolic_zeros=True)
-def _tangent(layer, primals, tangents):
-    # With m = mean, r = 1 / sqrt(var + epsilon), g = scale, and sums over the n values
-    # of all members that count,
-    #   dy = g r (dx - S0 - r^2 (x - m) S1) + dg r (x - m) + db,
-    #   S0 = sum(dx) / n,   S1 = sum(dx (x - m)) / n.
-    # Its transpose is the backward pass: one reduction over (dy, x), one all-reduce,
-    # one elementwise map.
-    # Inside the rule, so that only one array of the size of x is kept.
-    inputs = _without_masked_nonfinite(*primals)
-    change = _without_symbolic_zeros(*tangents)
-    batch = _statistics(layer, inputs)
-    by = _coefficients(layer, inputs, batch)
-    y, moments = _apply(layer, inputs, by), public(batch)
-    constants = jax.tree.map(jnp.zeros_like, moments)
-    if layer.residuals == "output":
-        found = y, by.inverse, batch.count
-        return (y, moments), (keep.tangent(layer, inputs, change, *found), constants)
-    x, dz = inputs.x, None
-    # The gate of the activation rides on the two maps of the tangent, so that in the
-    # backward pass it is a factor of the cotangent and never stored. With a residual
-    # it has to be: it is the cotangent of the residual.
-    rides = layer.activation is not None and inputs.residual is None
-    line = (by.slope, by.offset) if rides else ()
-    gate = functools.partial(Gate, activation=layer.activation) if rides else _no_gate
-    d_slope, d_offset = jnp.zeros_like(by.slope), jnp.zeros_like(by.slope)
-    if change.x is not None:
-        dz, s0, s1 = calculus.sums(
-            change.x, x, by.center, by.slope, inputs.where, *line,
-            gate=gate("other"), **layer.kernel,
-        )  # fmt: skip
-        s0, s1 = sync.totals((s0, s1), layer.members)
-        n = jnp.maximum(batch.count, 1)
-        s1 = s1 - by.delta * s0
-        d_slope, d_offset = -by.slope * by.inverse**2 * s1 / n, -by.slope * s0 / n
-    if change.scale is not None:
-        d_slope = d_slope + change.scale * by.inverse
-    if change.bias is not None:
-        d_offset = d_offset + change.bias
-    both = keep.cast_together((d_slope, d_offset - d_slope * by.delta), x)
-    (dz,) = calculus.expand(
-        dz, None, *both, x, by.center, None, *line, gate=gate("affine"), **layer.kernel
-    )
-    if change.residual is not None:
-        dz = dz + change.residual
-    if layer.activation is not None and not rides:
-        inputs_of_gate = (x, by.center, by.slope, by.offset, inputs.residual)
-        (dz,) = calculus.gate(
-            dz, *inputs_of_gate, activation=layer.activation, **layer.kernel
-        )
-    return (y, moments), (dz, constants)
+        dz = slope dx + (x - center) dslope + doffset,
+        dslope, doffset from d sum(x - center) = sum(dx),
+                             d sum((x - center)^2) = 2 sum(dx (x - center)).
 
+    `center` is a constant. One pass over (dx, x) gives slope dx and the two sums, a
+    second one the result. Their transposes are the two passes of the backward pass.
+    Between them are plain sums over the members and arithmetic on vectors.
+    """
+    inputs = _without_masked_nonfinite(layer, inputs)
+    local = lax.stop_gradient(local_moments(inputs.x, inputs.where, **layer.kernel))
+    batch = local if layer.members is None else sync.merged(local, layer.members)
+    constant = _line(layer, *lax.stop_gradient((inputs, batch)))
 
-def _no_gate(part: str) -> None:
-    """In place of Gate where there is none."""
+    def line(sums) -> _Line:
+        first, second = sync.totals(tuple(sums), layer.members)
+        second = (second * batch.shrink) * batch.shrink
+        center, *line = _line(layer, inputs, with_sums(batch, first, second))
+        return _Line(center, *sync.cast_together(tuple(line), inputs.x))
 
-
-def _without_symbolic_zeros(change: _Inputs) -> _Inputs:
-    """None in place of every tangent that is known to be zero."""
-    zeros = [n for n, t in change._asdict().items() if isinstance(t, SymbolicZero)]
-    return change._replace(**dict.fromkeys(zeros))
+    carried, *sums = by_input.start(layer, inputs, constant)
+    found = line(sums)
+    y = by_input.output(layer, inputs, found, carried)
+    if layer.save == "output":
+        carried, *sums = by_output.start(layer, inputs, found, y)
+        y = by_output.output(layer, inputs, found, y, carried, line(sums))
+    return y, public(batch)

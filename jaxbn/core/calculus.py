@@ -10,14 +10,16 @@ primitives themselves and lax, so derivatives of every order exist.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
-from jaxbn.core import gated
+from jaxbn.backends.contract import statistics_type
+from jaxbn.core import gated, placement
 from jaxbn.core.primitives import (
     expand,
     gate,
@@ -26,13 +28,10 @@ from jaxbn.core.primitives import (
     scale_by,
     spread,
     sums,
+    zeros,
 )
 
-__all__ = ["expand", "gate", "moments", "sums"]
-
-
-def _zeros(values):
-    return [ad.Zero(jax.typeof(value)) for value in values]
+__all__ = ["count", "expand", "gate", "moments", "sums"]
 
 
 def _total(terms):
@@ -49,23 +48,38 @@ def _saved(x):
     return lax.optimization_barrier(x)
 
 
-def _moments_jvp(primals, tangents, **params):
+def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
+    """The number of values of each channel; a Python int where shapes tell it."""
+    rows = tuple(i for i in range(x.ndim) if i not in axes)
+    if where is None:
+        return math.prod(x.shape[i] for i in rows)
+    wide = statistics_type(x)
+    shared = math.prod(x.shape[i] for i in rows if where.shape[i] == 1)
+    seen = where.astype(wide).sum(rows) * jnp.asarray(shared, wide)
+    seen = jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
+    return placement.like(seen, x, axes)
+
+
+def _moments_jvp(primals, tangents, *, axes, implementation):
     # With mean = center + delta and n = count, over the values that count:
-    #   d mean = sum(dx) / n                 d m2 = 2 sum(dx (x - mean))
+    #   d mean = sum(dx) / n                 d m2 = 2 sum(dx (x - mean)) / unit^2
     # `center` may be any constant, so all of the change of the mean is in delta.
-    x, _, count, where = primals
+    x, where = primals
     dx = tangents[0]
-    center, delta, m2 = moments(*primals, **params)
+    by = {"axes": axes, "implementation": implementation}
+    center, delta, _, unit = out = moments(*primals, **by)
     if is_zero(dx):
-        return [center, delta, m2], _zeros([center, delta, m2])
-    params.pop("floor")
-    total, moment = sums(dx, x, center, None, where, **params)
-    d_m2 = 2 * (moment - delta * total)
-    d_delta = total / jnp.maximum(count, 1)
-    return [center, delta, m2], [*_zeros([center]), d_delta, d_m2]
+        return out, zeros(out)
+    total, moment = sums(dx, x, center, None, where, **by)
+    d_m2 = 2 * ((moment - delta * total) / unit) / unit
+    d_delta = total / jnp.maximum(count(x, where, axes), 1)
+    return out, [*zeros([center]), d_delta, d_m2, *zeros([unit])]
 
 
 def _sums_jvp(primals, tangents, *, gate=None, **params):
+    # With t = sum(a), m = sum(a (x - c)) and r = multiplier a:
+    #   dt = sum(da),   dm = sum(da (x - c)) + sum(a dx) - t dc,
+    #   dr = multiplier da + dmultiplier a.
     a, x, center, multiplier, where, *line = primals
     da, dx, d_center, d_multiplier, *_ = tangents
     out = sums(*primals, gate=gate, **params)
@@ -93,6 +107,8 @@ def _sums_jvp(primals, tangents, *, gate=None, **params):
 def _sums_transpose(
     cotangents, a, x, center, multiplier, where, *line, gate=None, **params
 ):
+    # <ct_r, multiplier a> + <ct_t, sum(a)> + <ct_m, sum(a (x - c))>
+    #   = <multiplier ct_r + ct_t + ct_m (x - c), a>, which `expand` computes.
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
@@ -110,6 +126,9 @@ def _kept(gate, line, *, part):
 
 
 def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
+    # With y = multiplier a + slope (x - c) + offset:
+    #   dy = multiplier da + dslope (x - c) + doffset      (the same function)
+    #        + slope dx - slope dc + dmultiplier a.
     if activation is not None:
         return _activated_jvp(primals, tangents, activation, params)
     a, multiplier, slope, _, x, center, where, *line = primals
@@ -138,7 +157,7 @@ def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
         terms += expand(None, None, *moved, **params)
     if not is_zero(d_multiplier):
         terms.append(spread(d_multiplier, a, params))
-    return out, [_total(terms)] if terms else _zeros(out)
+    return out, [_total(terms)] if terms else zeros(out)
 
 
 def _activated_jvp(primals, tangents, activation, params):
@@ -156,6 +175,8 @@ def _expand_transpose(
     cotangents, a, multiplier, slope, offset, x, center, where, *line, gate=None,
     **params,
 ):  # fmt: skip
+    # <ct, multiplier a + slope (x - c) + offset>
+    #   = <multiplier ct, a> + <sum(ct (x - c)), slope> + <sum(ct), offset>: `sums`.
     (ct,) = cotangents
     wants_a = a is not None and ad.is_undefined_primal(a)
     wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
@@ -179,6 +200,7 @@ def _expand_transpose(
 
 
 def _gate_jvp(primals, tangents, *, implementation, **params):
+    # f'(z) dy is linear in dy. Its derivative by z, f''(z) dy dz, is left to JAX.
     dy, *inputs = primals
     ddy, *d_inputs = tangents
     out = gate(*primals, implementation=implementation, **params)
@@ -188,10 +210,11 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
     if not all(map(is_zero, d_inputs)):
         plain = functools.partial(dispatch.kernels().gate, dy, **params)
         terms.append(gated.derivative(plain, inputs, d_inputs))
-    return out, [_total(terms)] if terms else _zeros(out)
+    return out, [_total(terms)] if terms else zeros(out)
 
 
 def _gate_transpose(cotangents, dy, x, *inputs, **params):
+    # A factor for each element is its own transpose.
     assert ad.is_undefined_primal(dy)
     return [
         *gate(*cotangents, _saved(x), *inputs, **params),

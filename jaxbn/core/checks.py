@@ -145,8 +145,8 @@ def activation(value: Activation):
 
 
 def is_named(function: Any) -> bool:
-    """Whether an activation is one of those with a name."""
-    return any(function is known for known in _ACTIVATIONS.values())
+    """Whether an activation is none, or one of those with a name."""
+    return function is None or any(function is known for known in _ACTIVATIONS.values())
 
 
 def epsilon(value: float) -> float:

@@ -4,6 +4,9 @@ Derivatives are in `jaxbn.core.calculus`, the loops in `jaxbn.backends`.
 """
 
 import functools
+import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,18 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import Kernels
-from jaxbn.core import placement
-
-
-def _function(kernels: Kernels, name: str, present, **params):
-    """The kernel `name` as a function of its present operands."""
-    kernel = getattr(kernels, name)
-
-    def call(*operands):
-        result = kernel(*_spread(operands, present), **params)
-        return list(result) if isinstance(result, tuple) else [result]
-
-    return call
+from jaxbn.core import checks, interpreters, placement
 
 
 def _spread(values, present):
@@ -35,25 +27,44 @@ def _spread(values, present):
 
 
 @functools.lru_cache(maxsize=4096)
-def _result_types(name: str, avals, params):
-    call = _function(dispatch.kernels(), name, **dict(params))
+def _result_types(kernel: "Kernel", avals, params):
+    call = kernel.function(dispatch.kernels(), **dict(params))
     with jax.disable_jit(False):  # a type has no value that a branch could look at
         return jax.make_jaxpr(call)(*avals).out_avals
 
 
-@functools.lru_cache(maxsize=4096)
-def _compiled(primitive: Primitive, params):
-    return jax.jit(functools.partial(primitive.bind, **dict(params)))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(primitive: Primitive, params, *operands):
+    return primitive.bind(*operands, **dict(params))
+
+
+Function = Callable[[Kernels], Callable]
 
 
 class Kernel:
-    """A kernel of the contract as a JAX primitive.
+    """A JAX primitive on the kernels of an implementation, differentiated elsewhere.
 
-    Absent operands are None, or left out at the end.
+    Operands that are absent are None, or left out at the end.
+
+    Args:
+        name: of the primitive.
+        operands: their names.
+        function: from an implementation to the function of operands and parameters.
+            Default: the kernel of this name.
+        meaning: the function where no rule is used for a derivative but the operations
+            in it, if that is another one.
     """
 
-    def __init__(self, name: str, operands: tuple[str, ...]):
-        self.name, self.operands = name, operands
+    def __init__(
+        self,
+        name: str,
+        operands: tuple[str, ...],
+        function: Function | None = None,
+        meaning: Function | None = None,
+    ):
+        self.operands = operands
+        self._function = function or operator.attrgetter(name)
+        self._meaning = meaning or self._function
         self.primitive = primitive = Primitive(f"jaxbn_{name}")
         primitive.multiple_results = True
         primitive.def_impl(self._impl)
@@ -63,6 +74,17 @@ class Kernel:
         for platform in dispatch.PLATFORMS:
             rule = functools.partial(self._lower, platform=platform)
             mlir.register_lowering(primitive, rule, platform=platform)
+        interpreters.register(primitive, self._plain)
+
+    def function(self, kernels: Kernels, *, present, meaning=False, **params):
+        """The function of the operands that are present."""
+        kernel = (self._meaning if meaning else self._function)(kernels)
+
+        def call(*operands):
+            result = kernel(*_spread(operands, present), **params)
+            return list(result) if isinstance(result, tuple) else [result]
+
+        return call
 
     def __call__(self, *operands: Array | None, **params: Any) -> list[Array]:
         absent = [None] * (len(self.operands) - len(operands))
@@ -96,18 +118,28 @@ class Kernel:
     def _impl(self, *operands, **params):
         # Under `jax.disable_jit` the compiled call would come back here.
         with jax.disable_jit(False):
-            return _compiled(self.primitive, tuple(sorted(params.items())))(*operands)
+            if not checks.is_named(params.get("activation")):
+                # By operation, for a cache would keep the function of the user.
+                return self._plain(**params)(*operands)
+            return _compiled(self.primitive, tuple(sorted(params.items())), *operands)
+
+    def _plain(self, *, implementation, **params):
+        del implementation
+        return self.function(dispatch.kernels(), meaning=True, **params)
 
     def _abstract_eval(self, *avals, implementation, **params):
-        return _result_types(self.name, avals, tuple(sorted(params.items())))
+        # Types do not depend on functions of the user, which no cache may keep.
+        if params.get("activation") is not None:
+            params["activation"] = jax.nn.relu
+        return _result_types(self, avals, tuple(sorted(params.items())))
 
     def _lower(self, ctx, *operands, implementation, platform=None, **params):
-        partitioned = _is_partitioned(ctx.module_context)
-        opaque = not partitioned and not _is_exported(ctx.module_context)
+        devices = _partitions(ctx.module_context)
+        opaque = devices == 1 and not _is_exported(ctx.module_context)
         kernels = dispatch.kernels(
-            implementation, platform if opaque else None, partitioned=partitioned
+            implementation, platform if opaque else None, devices=devices
         )
-        call = _function(kernels, self.name, **params)
+        call = self.function(kernels, **params)
         return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
 
     def _batch(self, operands, dims, *, present, axes, **params):
@@ -117,9 +149,7 @@ class Kernel:
         )
 
         def lead(name, operand, dim):
-            operand = jnp.asarray(
-                operand
-            )  # `vmap` hands on arrays of NumPy as they are
+            operand = jnp.asarray(operand)  # `vmap` hands on arrays of NumPy
             if dim is not None:
                 return jnp.moveaxis(operand, dim, 0)
             if name == "where":
@@ -138,18 +168,19 @@ def _is_exported(context: mlir.ModuleContext) -> bool:
     return context.lowering_parameters.for_export
 
 
-def _is_partitioned(context: mlir.ModuleContext) -> bool:
-    """Whether XLA partitions the program: it would gather what an opaque kernel reads.
+def _partitions(context: mlir.ModuleContext) -> int:
+    """The number of devices over which XLA partitions the program.
 
-    Otherwise it runs on arrays of the shapes traced.
+    It would gather what an opaque kernel reads. With one device it does nothing: the
+    program runs on arrays of the shapes traced.
     """
     axes = context.axis_context
     if isinstance(axes, mlir.ShardingContext):
-        return axes.num_devices != 1
-    return not isinstance(axes, mlir.SPMDAxisContext) or any(
-        size != 1 and name not in axes.manual_axes
-        for name, size in axes.mesh.shape.items()
-    )
+        return axes.num_devices
+    if not isinstance(axes, mlir.SPMDAxisContext):
+        return 2  # a program of which nothing is known
+    shape = axes.mesh.shape.items()
+    return math.prod(n for name, n in shape if name not in axes.manual_axes)
 
 
 def share_types(operands: list[Array]) -> list[Array]:

@@ -140,7 +140,6 @@ def apply(
     axes,
     activation,
     implementation,
-    expand=calculus.expand,
 ) -> Array:
     """activation(slope * (x - center) + offset + residual) on checked arguments."""
     if jnp.iscomplexobj(x):
@@ -149,7 +148,7 @@ def apply(
         y = y if residual is None else y + residual
         return (y if activation is None else activation(y)).astype(x.dtype)
     inside, after = split_activation(activation, x)
-    (y,) = expand(
+    (y,) = calculus.expand(
         residual,
         None,
         slope,
@@ -172,7 +171,7 @@ def split_activation(activation, x: Array) -> tuple[Any, Any]:
     slope, or has a rule for reverse mode alone, as a straight-through estimator,
     follows as a function of its own.
     """
-    if activation is None or checks.is_named(activation):
+    if checks.is_named(activation):
         return activation, None
 
     def after(y):

@@ -8,22 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-
-def of_jax(values: Array) -> Array:
-    """`values`, also if they are an array of NumPy that `vmap` has handed on.
-
-    A function with a rule of its own cannot take such an array inside of `jit`.
-    """
-    inside = values
-    while isinstance(inside, Tracer):
-        inside = getattr(inside, "val", getattr(inside, "primal", None))
-    return jnp.copy(values) if isinstance(inside, np.ndarray) else values
 
 
 def like(values: Array, other: Array, axes: Sequence[int] | None = None) -> Array:
@@ -31,6 +18,16 @@ def like(values: Array, other: Array, axes: Sequence[int] | None = None) -> Arra
     spec = jax.typeof(other).sharding.spec
     axes = range(other.ndim) if axes is None else axes
     return _placed(values, other, [spec[axis] for axis in axes])
+
+
+def alike(tree: Any) -> Any:
+    """Arrays of one shape, all placed as the first of them that has a place."""
+    placed = [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
+    ]
+    return jax.tree.map(lambda leaf: like(leaf, placed[0]), tree) if placed else tree
 
 
 def leading(values: Array, other: Array, axis: int) -> Array:

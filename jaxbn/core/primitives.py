@@ -1,31 +1,36 @@
-"""The four primitives that every stage is written on.
+"""The primitives that every stage is written on.
 
-Their meaning is given in `jaxbn.backends.contract`, their derivatives in
-`jaxbn.core.calculus`, which is what the stages import.
+The meaning of the first four is given in `jaxbn.backends.contract`, their derivatives
+in `jaxbn.core.calculus`. The others have values that cost nothing; they are there for
+their derivatives, which `by_input` and `by_output` give.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.interpreters import ad
 
+from jaxbn.backends.contract import Kernels
 from jaxbn.core.kernel import Kernel
 
-moments = Kernel("moments", ("x", "shift", "count", "where"))
-sums = Kernel(
-    "sums",
-    ("a", "x", "center", "multiplier", "where", "gate_slope", "gate_offset"),
-)
+_GATE = ("gate_slope", "gate_offset")
+
+moments = Kernel("moments", ("x", "where"))
+sums = Kernel("sums", ("a", "x", "center", "multiplier", "where", *_GATE))
 expand = Kernel(
-    "expand",
-    ("a", "multiplier", "slope", "offset", "x", "center", "where", "gate_slope",
-     "gate_offset"),
-)  # fmt: skip
+    "expand", ("a", "multiplier", "slope", "offset", "x", "center", "where", *_GATE)
+)
 gate = Kernel("gate", ("dy", "x", "center", "slope", "offset", "residual"))
 
 
 def is_zero(tangent: object) -> bool:
     """Whether a tangent is absent or known to be zero."""
     return tangent is None or isinstance(tangent, ad.Zero)
+
+
+def zeros(values: list[Array]) -> list[ad.Zero]:
+    """Tangents of constants."""
+    return [ad.Zero(jax.typeof(value)) for value in values]
 
 
 def scale_by(full: Array, vector: Array, params: dict) -> Array:
@@ -38,3 +43,34 @@ def spread(vector: Array, full: Array, params: dict) -> Array:
     """The full array vector * full, linear in `vector`."""
     zero = jnp.zeros_like(vector)
     return expand(None, None, vector, zero, full, zero, None, **params)[0]
+
+
+def _replaced_jvp(primals, tangents, **params):
+    return replaced(*primals, **params), [ad.instantiate_zeros(tangents[1])]
+
+
+# `value` with the derivative of `other`, which is the same but for rounding.
+replaced = Kernel(
+    "replaced",
+    ("value", "other"),
+    lambda kernels: lambda value, other, **_: value,
+    lambda kernels: lambda value, other, **_: other,
+)
+replaced.define_derivatives(_replaced_jvp)
+
+
+def _finite(kernels: Kernels):
+    del kernels
+    return lambda x, where, **_: jnp.where(
+        where | jnp.isfinite(x), x, jnp.zeros((), x.dtype)
+    )
+
+
+def _finite_jvp(primals, tangents, **params):
+    # As it stands, so that one array of the size of x is kept, and no mask.
+    return finite(*primals, **params), [ad.instantiate_zeros(tangents[0])]
+
+
+# `x` with zero instead of NaN or infinity where `where` is false.
+finite = Kernel("finite", ("x", "where"), _finite)
+finite.define_derivatives(_finite_jvp)

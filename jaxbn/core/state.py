@@ -104,8 +104,8 @@ def update(
     """
     momentum = checks.momentum(momentum, debias=debias)
     checks.same_shape(state, moments)
-    state, moments = lax.stop_gradient((state, moments))
-    moments = Moments(*map(placement.like, moments, state))
+    given, moments = lax.stop_gradient((state, moments))
+    moments, state = placement.alike((moments, given))
     freedom = moments.count - 1 if unbiased else moments.count
     var = moments.m2 / jnp.maximum(freedom, 1)
     taken = moments.count > 0
@@ -121,11 +121,12 @@ def update(
             mixed = (1 - weight) * old + weight * new
         return jnp.where(where, mixed.astype(old.dtype), old)
 
-    return BatchNormState(
+    new = BatchNormState(
         average(state.mean, moments.mean, taken),
         average(state.var, var, taken & (freedom > 0)),
         jnp.where(taken, count, state.count).astype(state.count.dtype),
     )
+    return BatchNormState(*map(placement.like, new, given))
 
 
 def _weight(momentum, count: Array, *, debias: bool) -> Array | float:

@@ -1,12 +1,13 @@
 """Shares statistics between devices. The only collectives of the package."""
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxbn.backends import merging
+from jaxbn.backends.merging import Centered
 from jaxbn.core.kernel import share_types, varying_axes
 from jaxbn.core.types import AxisName
 
@@ -29,10 +30,19 @@ class Members(NamedTuple):
 
 
 def totals(vectors: tuple[Array, ...], members: Members | None) -> tuple[Array, ...]:
-    """The sums of some vectors over the members of this group, in one all-reduce."""
+    """The sums of some arrays over the members of this group, in one all-reduce."""
     if members is None:
         return vectors
+    if len(vectors) == 1:
+        return (own(total_by_group(vectors[0], members), members),)
     return tuple(own(total_by_group(jnp.stack(vectors), members), members))
+
+
+def cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+    """Casts vectors to the type of `x` as one: one all-reduce sums their cotangents."""
+    if not varying_axes(x):
+        return vectors
+    return tuple(share_types([jnp.stack(vectors), x])[0])
 
 
 def total_by_group(values: Array, members: Members) -> Array:
@@ -65,33 +75,34 @@ def sizes(members: Members) -> list[int]:
     return [len(group) for group in members.groups]
 
 
-def unless(done: Array, found, again, members: Members):
-    """`found` if `done`, else `again()`, whose collectives run only then.
+def merged(local: Centered, members: Members) -> Centered:
+    """The moments of all members of this group, in one all-reduce."""
+    if jnp.iscomplexobj(local.center):
+        return _merged_complex(local, members)
+    sizes_ = set(sizes(members))
+    known = isinstance(local.count, int) and len(sizes_) == 1
+    number = min(sizes_) if known else None
 
-    A derivative rule of a function under `vmap` may run where the axis is no longer
-    bound, for example in `jax.grad(jax.jit(jax.vmap(layer, axis_name="i")))`. A branch
-    could not name the axis there, and a collective is a sum in memory: it always runs.
-    """
-    try:
-        lax.psum(1, members.axis_name)
-    except NameError:
-        return tuple(map(functools.partial(jnp.where, done), found, again()))
-    return lax.cond(done, lambda: found, again)
+    def total(terms):
+        return totals((terms,), members)[0]
+
+    return merging.merged(local, total, number, encoded=True)
 
 
-def common(values: Array, members: Members | None) -> Array:
-    """`values` if they are equal on all members by their type, else their average."""
-    names = () if members is None else members.axis_name
-    names = {names} if isinstance(names, str) else set(names)
-    if members is None or not names & varying_axes(values):
-        return values
-    return own(
-        total_by_group(values, members) / _column(sizes(members), values), members
+def _merged_complex(local: Centered, members: Members) -> Centered:
+    """The same for complex numbers, a pair of real ones; m2 is of both."""
+    both = local._replace(
+        center=jnp.stack([local.center.real, local.center.imag]),
+        delta=jnp.stack([local.delta.real, local.delta.imag]),
+        m2=jnp.stack([local.m2, jnp.zeros_like(local.m2)]),
+        unit=jnp.stack([local.unit] * 2),
     )
-
-
-def _column(by_group: list[int], like: Array) -> Array:
-    return jnp.asarray(by_group, like.real.dtype).reshape(-1, *[1] * like.ndim)
+    found = merged(both, members)
+    unit = jnp.maximum(*found.unit)
+    m2 = (found.m2 * jnp.square(found.unit / unit[None])).sum(0)
+    center, delta = (lax.complex(v[0], v[1]) for v in (found.center, found.delta))
+    n = found.count if isinstance(found.count, int) else found.count[0]
+    return Centered(n, center, delta, m2, unit)
 
 
 def _group(members: Members) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn.core.moments import Centered, group_of, public, shared_moments
+from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
 from jaxbn.core.state import update
 from jaxbn.core.types import AxisName, BatchNormState, Moments
@@ -40,9 +40,8 @@ def recalibrate(
 
     Args:
         collect: `collect(states, batch)` returns the local moments of each layer's
-            input: Moments wherever `states` has a BatchNormState. A `shift` near the
-            mean makes them exact to rounding. See `jaxbn.deploy.linen_model` and
-            `nnx_model` for whole models.
+            input: Moments wherever `states` has a BatchNormState. See
+            `jaxbn.deploy.linen_model` and `nnx_model` for whole models.
         states: a BatchNormState, or any tree of them.
         batches: an iterable, which is read `passes` times; with `scan` a tree of
             arrays, whose leading axis lists the batches.
@@ -114,9 +113,7 @@ def _total_of_scan(collect, states, batches) -> Any:
 
 
 def _shared(moments: Moments, members) -> Moments:
-    count, mean, m2 = moments
-    local = Centered(count, mean, jnp.zeros_like(mean), m2)
-    return public(shared_moments(local, jnp.zeros(mean.shape, mean.dtype), members))
+    return public(shared_moments(centered(moments), members))
 
 
 def _map(function, moments, states=None):

@@ -113,22 +113,22 @@ def domain_batch_norm(
             x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
         column = ids.reshape(-1, *[1] * (x.ndim - 1))
 
-        def local(k, shift):
+        def local(k):
             mine = column == k
             mine = mine if where is None else mine & where
-            return local_moments(x, shift, mine, floor=floor, **kernel)
+            return local_moments(x, mine, **kernel)
 
         old = _wide(states, x)
         # Not under vmap, which would make a copy of `x` for each domain.
-        parts = [local(k, shift) for k, shift in enumerate(old.mean)]
+        parts = [local(k) for k in range(len(old.mean))]
         parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-        share = functools.partial(shared_moments, members=members, floor=floor)
-        batch = jax.vmap(share)(parts, old.mean)
+        batch = jax.vmap(functools.partial(shared_moments, members=members))(parts)
         seen = batch.count > 0
-        var = jnp.where(seen, batch.m2 / jnp.maximum(batch.count, 1), old.var)
+        running = lax.rsqrt(old.var + floor)
+        slope = jnp.where(seen, batch.inverse(floor), running)
         center = jnp.where(seen, batch.center, old.mean)
         delta = jnp.where(seen, batch.delta, 0)
-        slope = lax.rsqrt(var + floor) * by_domain("scale", scale, old, neutral=1)
+        slope = slope * by_domain("scale", scale, old, neutral=1)
         offset = by_domain("bias", bias, old, neutral=0) - slope * delta
         y = _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
         return y, jax.vmap(public)(batch)

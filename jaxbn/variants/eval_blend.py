@@ -75,7 +75,6 @@ def eval_blend(
         x,
         axis=(0, *axes),
         where=where,
-        shift=_each(state.mean, x),
         implementation=implementation,
     )
     share = jnp.where(own.count > 0, _weight(alpha, own.m2), 0)

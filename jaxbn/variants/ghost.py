@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from jaxbn.core import checks, placement, sync
 from jaxbn.core.batch_norm import batch_norm
-from jaxbn.core.moments import Centered, group_of, public, shared_moments
+from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
 from jaxbn.core.state import update as update_state
 from jaxbn.core.types import Activation, AxisName, BatchNormState, Moments
@@ -118,7 +118,7 @@ def ghost_batch_norm(
         )
         if axis_name is not None:
             share = _pooled if update == "pooled" else _listed
-            parts = share(parts, state.mean, spread, axis_name)
+            parts = share(parts, spread, axis_name)
         return y.reshape(x.shape), _updated(state, parts, update, options)
 
     x = checks.array(x)
@@ -180,20 +180,18 @@ def _moments(batch, where, split, feature, members) -> Moments:
     return lax.stop_gradient(Moments(count, batch.mean, batch.var * count))
 
 
-def _pooled(parts: Moments, shift, spread, axis_name) -> Moments:
+def _pooled(parts: Moments, spread, axis_name) -> Moments:
     """The moments of all groups on all devices together, as a list of one."""
     count, mean, m2 = pool(parts)
     # Each device of a group that is spread has the moments of all of it.
     devices = len(spread[0]) if spread else 1
-    local = Centered(count / devices, mean, jnp.zeros_like(mean), m2 / devices)
-    members = group_of(axis_name, None)
-    together = public(shared_moments(local, sync.common(shift, members), members))
+    local = centered(Moments(count / devices, mean, m2 / devices))
+    together = public(shared_moments(local, group_of(axis_name, None)))
     return jax.tree.map(lambda leaf: leaf[None], together)
 
 
-def _listed(parts: Moments, shift, spread, axis_name) -> Moments:
+def _listed(parts: Moments, spread, axis_name) -> Moments:
     """The moments of all groups on all devices, listed in order."""
-    del shift
     alone = [[i] for i in range(checks.axis_size(axis_name))]
     everyone = group_of(axis_name, alone)
     assert everyone is not None

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from jaxbn.core import checks, placement
 from jaxbn.core import implementation as implementations
-from jaxbn.core.moments import Centered, group_of, local_moments, shared_moments
+from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
 from jaxbn.core.state import feature_shape
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
@@ -113,10 +113,9 @@ def batch_renorm(
     kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
     floor = checks.epsilon(epsilon)
     old = lax.stop_gradient(_checked(state, x, axes))
-    local = local_moments(x, old.mean, where, floor=floor, **kernel)
-    batch = shared_moments(local, old.mean, members, floor=floor)
+    batch = shared_moments(local_moments(x, where, **kernel), members)
     seen = jnp.asarray(batch.count) > 0
-    sigma = jnp.where(seen, jnp.sqrt(_variance(batch) + floor), old.sigma)
+    sigma = jnp.where(seen, 1 / batch.inverse(floor), old.sigma)
     distance = jnp.where(seen, (batch.center - old.mean) + batch.delta, 0)
     r, d = lax.stop_gradient(_correction(sigma, distance, old, r_max, d_max))
     scale = checks.vector("scale", scale, x, axes)
@@ -209,10 +208,6 @@ def _moved(state: RenormState, distance, sigma, seen, momentum) -> RenormState:
         placement.like(a.astype(b.dtype), b) for a, b in zip(new, state, strict=True)
     )
     return lax.stop_gradient(RenormState(*cast))
-
-
-def _variance(batch: Centered) -> Array:
-    return batch.m2 / jnp.maximum(batch.count, 1)
 
 
 def _checked(state: RenormState, x: Array, axes: tuple[int, ...]) -> RenormState:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxbn
 from jaxbn.backends.contract import Gate
-from jaxbn.core import calculus, kernel
+from jaxbn.core import by_input, calculus, kernel
 
 PARAMS = {"axes": (1,), "implementation": "xla"}
 SIZE, ROWS, CHANNELS = 4, 5, 3
@@ -24,18 +24,17 @@ def draw(*shape, seed=0):
 def operands():
     """A stack of every operand that any kernel takes."""
     full = {name: draw(SIZE, ROWS, CHANNELS, seed=i) for i, name in enumerate("axdr")}
-    names = ("center", "slope", "offset", "multiplier", "shift")
+    names = ("center", "slope", "offset", "multiplier")
     names += ("gate_slope", "gate_offset")
     thin = {name: draw(SIZE, CHANNELS, seed=9 + i) for i, name in enumerate(names)}
-    # One row is masked in each member: all have the same count.
     where = (jnp.arange(ROWS)[None] != jnp.arange(SIZE)[:, None])[..., None]
-    count = jnp.full((SIZE, CHANNELS), ROWS - 1.0)
     full["dy"], full["residual"] = full.pop("d"), full.pop("r")
-    return full | thin | {"where": where, "count": count}
+    return full | thin | {"where": where}
 
 
 KERNELS = {
-    "moments": (calculus.moments, {"floor": 0.0}),
+    "moments": (calculus.moments, {}),
+    "nothing": (by_input.nothing, {"gate": Gate("other", jax.nn.relu)}),
     "sums": (calculus.sums, {"gate": Gate("other", jax.nn.silu)}),
     "expand": (calculus.expand, {"gate": Gate("affine", jax.nn.silu)}),
     "gate": (calculus.gate, {"activation": jax.nn.silu}),

@@ -52,15 +52,6 @@ def test_moments_of_every_layout_match_the_float64_reference(case):
     check_moments(case)
 
 
-@given(case=few_shapes.cases(), seed=strategies.seeds)
-def test_a_bad_shift_costs_no_accuracy(case, seed):
-    generator = np.random.default_rng(seed)
-    size = 10 ** generator.uniform(-2, 5, case.features)
-    shift = (generator.choice([-1, 1], case.features) * size).astype(np.float32)
-    got = moments(case.x, shift=shift, **case.options)
-    assert_moments_close(got, reference.moments(case.x, **case.expected), case)
-
-
 @given(case=few_shapes.cases(masked=True), bad=st.sampled_from([np.nan, np.inf]))
 def test_masked_values_do_not_matter_even_nan(case, bad):
     spoiled = np.where(case.where, case.x, np.array(bad, case.x.dtype))

@@ -39,7 +39,7 @@ def loss(mode, activation, joined, where, x, residual, scale, bias):
         where=where,
         activation=activation,
         residual=residual if joined else None,
-        residuals=mode,
+        save=mode,
     )
     return jnp.sum(jnp.sin(y) * jnp.asarray(WEIGHTS, y.dtype))
 
@@ -147,7 +147,7 @@ def test_masked_values_may_be_anything():
         def valid_part(x):
             y, _ = jaxbn.batch_norm(
                 x, jaxbn.init_state(CHANNELS), scale, bias, where=jnp.asarray(VALID),
-                residuals=mode,
+                save=mode,
             )  # fmt: skip
             return jnp.sum(jnp.where(VALID, y, 0) * jnp.asarray(WEIGHTS, y.dtype))
 
@@ -169,7 +169,7 @@ def test_under_vmap_and_jit_and_synchronised():
         def member(x, residual):
             return jaxbn.batch_norm(
                 x, jaxbn.init_state(CHANNELS), scale, bias, axis_name="i",
-                activation="leaky_relu", residual=residual, residuals=mode,
+                activation="leaky_relu", residual=residual, save=mode,
             )[0]  # fmt: skip
 
         y = jax.jit(jax.vmap(member, axis_name="i"))(x, residual)
@@ -201,7 +201,7 @@ def test_under_shard_map_with_two_all_reduces(check_vma):
         def apply(x, residual, scale, bias):
             return jaxbn.batch_norm(
                 x, jaxbn.init_state(CHANNELS), scale, bias, axis_name="d",
-                activation="leaky_relu", residual=residual, residuals=mode,
+                activation="leaky_relu", residual=residual, save=mode,
             )[0]  # fmt: skip
 
         return jnp.sum(jnp.sin(apply(x, residual, scale, bias)))
@@ -211,13 +211,13 @@ def test_under_shard_map_with_two_all_reduces(check_vma):
         return jax.jit(jax.grad(f, (0, 1, 2, 3)))
 
     arguments = (x, residual, scale, bias)
-    traced = {m: gradient(m).trace(*arguments) for m in ("output", "input")}
+    programs = [gradient(m).lower(*arguments).compile() for m in ("output", "input")]
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=5e-5, atol=5e-5),
-        *(program.lower().compile()(*arguments) for program in traced.values()),
+        *(program(*arguments) for program in programs),
     )
-    text = {mode: str(program.jaxpr) for mode, program in traced.items()}
-    assert text["output"].count(" psum") <= text["input"].count(" psum")
+    for program in programs:
+        assert program.as_text().count(" all-reduce(") == 2
 
 
 # A small net: what it keeps is counted in arrays of the size of an activation.
@@ -229,7 +229,7 @@ def net(mode, activation, params, x):
     for weights in (first, second):
         x, _ = jaxbn.batch_norm(
             x @ weights, jaxbn.init_state(16), jnp.ones(16), jnp.zeros(16),
-            activation=activation, residuals=mode,
+            activation=activation, save=mode,
         )  # fmt: skip
     return jnp.sum(x @ third)
 
@@ -271,7 +271,7 @@ def test_the_policy_keeps_what_a_residual_was_added_to():
         for weights in params:
             x, _ = jaxbn.batch_norm(
                 x @ weights, jaxbn.init_state(16), residual=x, activation="relu",
-                residuals="recompute",
+                save="recompute",
             )  # fmt: skip
         return jnp.sum(x)
 
@@ -338,14 +338,14 @@ def test_modules_hand_the_mode_on(kind):
 
     def gradient(residuals):
         if kind == "linen":
-            layer = jaxbn.linen.BatchNorm(residuals=residuals, **options)
+            layer = jaxbn.linen.BatchNorm(save=residuals, **options)
             variables = jax.jit(layer.init)(jax.random.key(0), x)
 
             def f(x):
                 return layer.apply(variables, x, mutable="batch_stats")[0]
         else:
             layer = jaxbn.nnx.BatchNorm(
-                CHANNELS, residuals=residuals, rngs=nnx.Rngs(0), **options
+                CHANNELS, save=residuals, rngs=nnx.Rngs(0), **options
             )
             graph, state = nnx.split(layer)
 
@@ -365,14 +365,14 @@ def test_modules_hand_the_mode_on(kind):
 
 def test_messages_name_the_argument():
     x, state = jnp.ones((4, 2)), jaxbn.init_state(2)
-    with pytest.raises(ValueError, match="`residuals` must be 'input', 'output' or"):
-        jaxbn.batch_norm(x, state, residuals="x")  # pyright: ignore
+    with pytest.raises(ValueError, match="`save` must be 'input', 'output' or"):
+        jaxbn.batch_norm(x, state, save="x")  # pyright: ignore
     for activation in ("relu", jnp.tanh, functools.partial(jax.nn.leaky_relu, x=1)):
         with pytest.raises(NotImplementedError, match="`activation` must have an inv"):
-            jaxbn.batch_norm(x, state, activation=activation, residuals="output")
+            jaxbn.batch_norm(x, state, activation=activation, save="output")
     flat = functools.partial(jax.nn.leaky_relu, negative_slope=0.0)
     with pytest.raises(NotImplementedError, match="`activation` must have an inverse"):
-        jaxbn.batch_norm(x, state, activation=flat, residuals="output")
+        jaxbn.batch_norm(x, state, activation=flat, save="output")
     wave = jaxbn.init_state(2, dtype=jnp.complex64)
-    with pytest.raises(NotImplementedError, match="`residuals` must be 'input' for"):
-        jaxbn.batch_norm(x.astype(jnp.complex64), wave, residuals="output")
+    with pytest.raises(NotImplementedError, match="`save` must be 'input' for"):
+        jaxbn.batch_norm(x.astype(jnp.complex64), wave, save="output")

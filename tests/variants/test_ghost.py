@@ -66,7 +66,7 @@ def run(x, scale, bias, where, **options):
     return y, state, grads
 
 
-def close(got, want, atol=3e-6):
+def close(got, want, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, want)
 
 
@@ -203,17 +203,13 @@ def test_any_number_of_devices_gives_the_numbers_of_one(how, devices, names):
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_moments_of_all_groups_take_one_all_reduce(devices):
-    """Of count, sum and sum of squares, whatever the number of devices and groups."""
-    text = by_shard_map(("pooled",), devices).lower(*case()).as_text()
-    lines = text.splitlines()
-    sent = [
-        re.findall(r"-> tensor<(\S+)>", " ".join(lines[n : n + 6]))[0]
-        for n, line in enumerate(lines)
-        if "stablehlo.all_reduce" in line
-    ]
-    # The second one is in a branch; scale and bias follow, with a row for each group.
+    """Of count, means and squares, whatever the number of devices and groups."""
+    text = by_shard_map(("pooled",), devices).lower(*case()).compile().as_text()
+    types = " ".join(re.findall(r"= (.*) all-reduce\(", text))
+    sent = re.findall(r"f32\[(\d+),3\]", types)
+    # Scale and bias follow, with a row for each group.
     groups = BATCH // SIZE // devices
-    assert sent == [*["3x3xf32"] * 2, *[f"{groups}x3xf32"] * (len(sent) - 2)]
+    assert sorted(sent) == sorted(["10", str(groups), str(groups)])
 
 
 def test_channels_first_vmap_and_second_order():

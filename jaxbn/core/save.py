@@ -1,0 +1,59 @@
+"""What a layer keeps for the backward pass: its input, its output, or less."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxbn.core import by_input, by_output
+
+Save = Literal["input", "output", "recompute"]
+"""What is kept, see `jaxbn.batch_norm`."""
+
+
+def check(save: Save, activation: Callable | None, x: Array) -> Save:
+    """Validates `save` for this input and activation."""
+    if save not in ("input", "output", "recompute"):
+        raise ValueError(
+            "`save` must be 'input', 'output' or 'recompute', got "
+            f"{save!r}. Leave it out unless memory is short."
+        )
+    if save != "input" and jnp.iscomplexobj(x):
+        raise NotImplementedError(
+            f"`save` must be 'input' for complex `x`, got {save!r}. Leave it out."
+        )
+    if save == "output":
+        by_output.negative_slope(activation)
+    return save
+
+
+def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Saves everything but the outputs of layers with `save="recompute"`.
+
+    For `jax.checkpoint(function, policy=jaxbn.recompute_policy)` and `flax.linen.remat`
+    around a model, a block or a loss. What is behind such a layer, a convolution say,
+    then keeps no input: the backward pass computes it again, in one elementwise pass
+    over what the layer itself keeps. The output of a layer with `residual` is kept:
+    it would take the outputs of all blocks before it.
+
+    Args:
+        primitive, params: of an equation, as JAX passes them to a policy.
+
+    Returns:
+        Whether the result of the equation may be kept.
+
+    Example:
+        >>> state, x = jaxbn.init_state(4), jnp.ones((8, 4))
+        >>> def loss(weights):
+        ...     norm = {"activation": "relu", "save": "recompute"}
+        ...     y, _ = jaxbn.batch_norm(x @ weights, state, **norm)
+        ...     return (y @ weights).sum()
+        >>> saving = jax.checkpoint(loss, policy=jaxbn.recompute_policy)
+        >>> first, second = (jax.jit(jax.grad(f))(jnp.eye(4)) for f in (saving, loss))
+        >>> jnp.allclose(first, second)
+        Array(True, dtype=bool)
+    """
+    if primitive is by_input.finish.primitive:
+        return params["save"] != "recompute" or params["present"][1]  # the residual
+    return primitive is not by_input.begin.primitive  # which returns its operand
