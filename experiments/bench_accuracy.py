@@ -16,7 +16,7 @@ import numpy as np
 import jaxbn
 from experiments import bench
 
-RATIOS = (0.0, 10.0, 1e2, 1e3, 1e4, 1e5)
+RATIOS = (0.0, 1.0, 2.0, 3.5, 5.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 ROWS, CHANNELS, EPSILON = 4096, 64, 1e-5
 
 

@@ -10,17 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
 from experiments import environment, files
 from experiments.errors import UserError
 from experiments.scale import config as scale_config
 from experiments.scale import cost, hlo, simulated
 from experiments.scale.collectives_table import table, times
-from experiments.scale.layout import DATA, Layout, make_layout
+from experiments.scale.layout import Layout, make_layout
 from experiments.scale.network import make_network
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
@@ -109,14 +104,9 @@ def compiled(config: CollectivesConfig, devices: list[Any]) -> Program:
 
 
 def summary(program: Program) -> dict[str, Any]:
-    """The figures of a program, without what is in a branch that seldom runs.
-
-    `jaxbn` has such a branch: a second sum, about the mean just found, for a batch
-    whose mean is far from the running one.
-    """
+    """The figures of a program."""
     names = {layer.name for layer in program.model.layers}
-    steady = [c for c in program.before if not c.in_branch]
-    of_layer = [(c, name) for c in steady if (name := _layer(c, names))]
+    of_layer = [(c, name) for c in program.before if (name := _layer(c, names))]
     passes = {
         way: [(c, n) for c, n in of_layer if c.is_backward == (way == "backward")]
         for way in ("forward", "backward")
@@ -124,8 +114,7 @@ def summary(program: Program) -> dict[str, Any]:
     forward, backward = (
         sum(c.bytes for c, _ in passes[w]) for w in ("forward", "backward")
     )
-    after = [c for c in program.after if not c.in_branch]
-    model = program.model
+    model, after = program.model, program.after
     return {
         "devices": program.devices,
         "layers": len(names),
@@ -133,15 +122,20 @@ def summary(program: Program) -> dict[str, Any]:
         "in_branches": sum(c.in_branch for c in program.before),
         "statistics_all_reduces": len(of_layer),
         "statistics_bytes": {"forward": forward, "backward": backward},
-        "model_statistics_bytes": {"forward": model.forward, "backward": model.forward},
+        "model_statistics_bytes": {
+            "forward": model.forward,
+            "backward": model.backward,
+        },
         "statistics_ratio": (forward + backward) / model.statistics,
-        "all_reduces_before_combining": _count(steady, "all-reduce"),
-        "all_reduces_after_combining": _count(after, "all-reduce"),
-        "arrays_of_the_largest_after_combining": max(len(c.types) for c in after),
+        "all_reduces_before_combining": _count(program.before, "all-reduce"),
+        "all_reduces_after_combining": _count(program.after, "all-reduce"),
+        "arrays_of_the_largest_after_combining": max(
+            len(c.types) for c in program.after
+        ),
         "total_bytes": sum(c.bytes for c in after if c.kind == "all-reduce"),
         "model_total_bytes": model.statistics + model.gradients,
         "others": {k: n for k in hlo.KINDS[1:] if (n := _count(program.before, k))},
-        "group_sizes": sorted({c.devices for c in steady}),
+        "group_sizes": sorted({c.devices for c in program.before}),
     }
 
 
@@ -149,13 +143,14 @@ def within(record: dict[str, Any]) -> bool:
     """Whether a step sends what it should and no more.
 
     One all-reduce per layer and pass before combining, bytes within 5 % of the model,
-    and no collective that is not an all-reduce.
+    no collective that is not an all-reduce, and none in a branch.
     """
     most = record["most_all_reduces_of_a_layer"]
     return (
         max(most.values()) <= 1
         and abs(record["statistics_ratio"] - 1) <= 0.05
         and not record["others"]
+        and not record["in_branches"]
     )
 
 
@@ -190,12 +185,8 @@ def _step(config: CollectivesConfig, layout: Layout) -> Step:
 def _batch(config: CollectivesConfig, layout: Layout) -> dict[str, Any]:
     _, data = _options(config)
     rows = config.examples * layout.data_devices
-    sharding = NamedSharding(layout.mesh, P(DATA))
-    image = (rows, data.image_size, data.image_size, data.channels)
-    return {
-        "image": jax.ShapeDtypeStruct(image, jnp.float32, sharding=sharding),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
-    }
+    image = (data.image_size, data.image_size, data.channels)
+    return layout.batch_shapes(rows, image, "float32")
 
 
 def _layer(collective: hlo.Collective, names: set[str]) -> str | None:

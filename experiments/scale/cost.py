@@ -3,7 +3,7 @@
 **Bytes.** A layer with C channels normalizes with statistics of the whole batch, so the
 devices exchange, in float32 whatever type the network computes in,
 
-    forward    2 C numbers: sum and sum of squares about the running mean,
+    forward    9 C numbers: mean and mean square, to 48 binary digits each,
     backward   2 C numbers: sum(dy), sum(dy (x - mean)),
 
 each as one all-reduce. The number of examples is known from the shapes and not sent;
@@ -11,11 +11,11 @@ with a mask it is, as C more numbers. The two sums of the backward pass are also
 gradients of bias and scale, so of all G gradients, in float32 too, only the others are
 summed by themselves:
 
-    16 sum(C) + 4 (G - 2 sum(C))      bytes per step and device.
+    44 sum(C) + 4 (G - 2 sum(C))      bytes per step and device.
 
 (Under `pmap`, where the gradients are summed by the caller, all of them are.)
 
-ResNet-50 has sum(C) = 26,560 and G = 25.6 million: 0.42 MB of statistics in 106
+ResNet-50 has sum(C) = 26,560 and G = 25.6 million: 1.17 MB of statistics in 106
 all-reduces, 102 MB of gradients in as few as the compiler makes of them.
 
 **Time.** An all-reduce of n bytes over p devices, with a latency of a seconds per
@@ -64,13 +64,18 @@ class Traffic(NamedTuple):
 
     @property
     def forward(self) -> int:
-        """Bytes of statistics in the forward pass; as many in the backward pass."""
-        return sum(map(layer_bytes, self.layers))
+        """Bytes of statistics in the forward pass."""
+        return sum(layer_bytes(layer)[0] for layer in self.layers)
+
+    @property
+    def backward(self) -> int:
+        """Bytes of statistics in the backward pass."""
+        return sum(layer_bytes(layer)[1] for layer in self.layers)
 
     @property
     def statistics(self) -> int:
         """Bytes of statistics."""
-        return 2 * self.forward
+        return self.forward + self.backward
 
     @property
     def all_reduces(self) -> int:
@@ -133,9 +138,9 @@ def layers_of(batch_stats: Any) -> tuple[Layer, ...]:
     )
 
 
-def layer_bytes(layer: Layer) -> int:
-    """Bytes that each device contributes to a sum of statistics, in one pass."""
-    return 2 * layer.channels * NUMBER
+def layer_bytes(layer: Layer) -> tuple[int, int]:
+    """Bytes that each device contributes to the sums of both passes."""
+    return 9 * layer.channels * NUMBER, 2 * layer.channels * NUMBER
 
 
 def traffic(params: Any, batch_stats: Any) -> Traffic:
@@ -178,4 +183,5 @@ def statistics_seconds(
     layers: Sequence[Layer], devices: int, link: Link, *, way=all_reduce
 ) -> float:
     """Seconds that a step waits for statistics shared by `devices` devices."""
-    return 2 * sum(way(layer_bytes(layer), devices, link) for layer in layers)
+    sums = [bytes_ for layer in layers for bytes_ in layer_bytes(layer)]
+    return sum(way(bytes_, devices, link) for bytes_ in sums)

@@ -55,7 +55,7 @@ class Collective(NamedTuple):
     @property
     def bytes(self) -> int:
         """Bytes of its result on one device; for an all-reduce, of what it sums."""
-        return sum(_item_bytes(kind) * math.prod(sizes) for kind, sizes in self.types)
+        return sum(item_bytes(kind) * math.prod(sizes) for kind, sizes in self.types)
 
     @property
     def is_backward(self) -> bool:
@@ -65,11 +65,11 @@ class Collective(NamedTuple):
 
 def collectives(text: str) -> list[Collective]:
     """Returns the collectives of `jax.stages.Compiled.as_text()`, in order."""
-    computations = dict(_computations(text))
-    branches = _in_branches(computations)
+    bodies = dict(computations(text))
+    branches = _in_branches(bodies)
     return [
         _collective(found, line, in_branch=name in branches)
-        for name, lines in computations.items()
+        for name, lines in bodies.items()
         for line in lines
         if (found := _INSTRUCTION.search(line))
     ]
@@ -91,7 +91,8 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(","))) if text else ()
 
 
-def _item_bytes(kind: str) -> int:
+def item_bytes(kind: str) -> int:
+    """Returns the bytes of one value of a type, such as "bf16"."""
     bits = re.match(r"[a-z]+(\d*)", kind)
     return 1 if bits is None or not bits[1] else max(int(bits[1]) // 8, 1)
 
@@ -109,7 +110,8 @@ def _group_size(line: str) -> int:
     return 0
 
 
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
+def computations(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields the name and the lines of each computation of a program."""
     name, lines = "", []
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
@@ -120,11 +122,11 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line)
 
 
-def _in_branches(computations: dict[str, list[str]]) -> set[str]:
+def _in_branches(bodies: dict[str, list[str]]) -> set[str]:
     """The computations that only branches lead to."""
     calls: dict[str, set[str]] = {}
     reached: set[str] = set()
-    for name, lines in computations.items():
+    for name, lines in bodies.items():
         body = "\n".join(lines)
         calls[name] = {called.lstrip("%") for called in _CALLED.findall(body)}
         for several, single in _BRANCHES.findall(body):

@@ -101,6 +101,14 @@ class Layout(NamedTuple):
             for name, rows in batch.items()
         }
 
+    def batch_shapes(self, rows: int, image: tuple[int, int, int], dtype: Any) -> dict:
+        """Returns the shapes of a batch of `rows` images, placed as by `put_batch`."""
+        sharding = NamedSharding(self.mesh, P(DATA))
+        return {
+            "image": jax.ShapeDtypeStruct((rows, *image), dtype, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((rows,), "int32", sharding=sharding),
+        }
+
     def spread(self, step: Callable[[Any, dict], tuple[Any, Any]], state: Any) -> Any:
         """Returns the compiled form of `step(state, batch) -> (state, metrics)`.
 

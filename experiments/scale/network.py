@@ -166,17 +166,27 @@ def _linen(model: config.Model, data: config.Data, norm) -> Network:
         module: nn.Module = resnet.ResNet50(data.classes, layers)
     else:
         module = resnet.SmallResNet(model.depth, data.classes, layers)
-    example = jax.ShapeDtypeStruct((1, *_shape(data)), jnp.float32)
+    return of_linen(module, _shape(data))
+
+
+def of_linen(module: nn.Module, shape: tuple[int, int, int]) -> Network:
+    """The pure functions of a linen module, which may have no running statistics.
+
+    Args:
+        module: called as `resnet.ResNet50` is.
+        shape: of an image.
+    """
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
     def init(key):
         made = module.lazy_init(key, example)
-        return Variables(made["params"], made["batch_stats"])
+        return Variables(made["params"], made.get("batch_stats", {}))
 
     def train(variables, images, mask):
         logits, new = module.apply(
             variables._asdict(), images, train=True, mask=mask, mutable="batch_stats"
         )
-        return logits, new["batch_stats"]
+        return logits, new.get("batch_stats", {})
 
     def infer(variables, images) -> Any:
         return module.apply(variables._asdict(), images)
