@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import environment, files
+from experiments.compiled import devices as accelerators
 from experiments.errors import UserError, writing
 
 # The C library otherwise returns large buffers to the kernel after every call, and
@@ -26,6 +27,11 @@ _ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 _TIMED = ("layer", "step", "fold", "scale")
+# Variables that must be set before a benchmark starts.
+_ENVIRONMENT = {
+    **dict.fromkeys(_TIMED, _ALLOCATOR),
+    "compiled": accelerators.ENVIRONMENT,
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class BenchConfig:
     """Measures jaxbn and other libraries in one run."""
 
     what: Annotated[
-        Literal["accuracy", "layer", "step", "memory", "fold", "scale"],
+        Literal["accuracy", "layer", "step", "memory", "fold", "scale", "compiled"],
         tyro.conf.Positional,
     ] = "accuracy"
     """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of one
@@ -41,11 +47,18 @@ class BenchConfig:
     ResNet-20 training step; memory: bytes of a ResNet-50 training step; fold: inference
     of a ResNet-50 with and without its batch normalization folded into the
     convolutions; scale: time of a ResNet-20 training step on eight simulated
-    devices."""
+    devices; compiled: what is moved by layers and ResNet-50 steps compiled for an H100
+    and for TPUs that are not here."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
     batch: int = 8
     """Examples a batch, for `memory` and `fold`."""
+    only: tuple[str, ...] = ()
+    """Patterns of the names of programs, for `compiled`, such as 'v5e/step/*'."""
+    max_batch: bool = False
+    """The largest batch of a ResNet-50 step that fits, for `compiled`."""
+    again: bool = False
+    """Compile what `--out` has already, for `compiled`."""
     out: Path = Path("runs/bench")
     """Directory of the results."""
 
@@ -55,13 +68,16 @@ def main(config: BenchConfig) -> int:
     if config.batch < 1:
         raise UserError(f"`--batch` must be positive, got {config.batch}. Use 8 or 32.")
     files.make_folder(config.out)
-    if config.what in _TIMED and not _tuned():
-        os.environ.update(_ALLOCATOR)
+    wanted = _ENVIRONMENT.get(config.what, {})
+    if not _has(wanted):
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
     module = importlib.import_module(f"experiments.bench_{config.what}")
     record, table = module.measure(config)
     record["environment"] = environment.describe()
-    record["allocator"] = "tuned: large buffers are reused" if _tuned() else "default"
+    record["allocator"] = (
+        "tuned: large buffers are reused" if _has(_ALLOCATOR) else "default"
+    )
     print(table)
     with writing(config.out):
         files.write_json(config.out / f"{config.what}.json", record)
@@ -69,8 +85,8 @@ def main(config: BenchConfig) -> int:
     return 0
 
 
-def _tuned() -> bool:
-    return all(os.environ.get(name) == value for name, value in _ALLOCATOR.items())
+def _has(variables: dict[str, str]) -> bool:
+    return all(os.environ.get(name) == value for name, value in variables.items())
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

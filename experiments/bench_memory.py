@@ -35,7 +35,7 @@ class Apart(nn.Module):
 class Together(nn.Module):
     """All three as one layer of jaxbn."""
 
-    residuals: Any
+    save: Any
     activation: str | None
     dtype: Any
 
@@ -44,7 +44,7 @@ class Together(nn.Module):
         layer = jaxbn.linen.BatchNorm(
             use_running_average=False,
             activation=self.activation,
-            residuals=self.residuals,
+            save=self.save,
             dtype=self.dtype,
         )
         return layer(x, residual=residual)
@@ -63,12 +63,12 @@ WAYS = {
     "flax": Way(functools.partial(Apart, nn.BatchNorm)),
     "jaxbn": Way(functools.partial(Apart, jaxbn.linen.BatchNorm)),
     "jaxbn, activation and residual inside": Way(functools.partial(Together, "input")),
-    'jaxbn, residuals="recompute"': Way(
+    'jaxbn, save="recompute"': Way(
         functools.partial(Together, "recompute"), policy=jaxbn.recompute_policy
     ),
     "none, leaky ReLU": Way(functools.partial(Apart, None), "leaky_relu"),
     "jaxbn, leaky ReLU": Way(functools.partial(Together, "input"), "leaky_relu"),
-    'jaxbn, leaky ReLU, residuals="output"': Way(
+    'jaxbn, leaky ReLU, save="output"': Way(
         functools.partial(Together, "output"), "leaky_relu"
     ),
 }

@@ -11,7 +11,7 @@ import pytest
 UNAVAILABLE = {"torch"} if sys.version_info >= (3, 12) else set()
 
 
-def needs(package):
+def needs(package, *, extra="test-all"):
     """Return the module of that name, or skip the test or file that asks for it.
 
     With `JAXBN_ALL_EXTRAS` (CI with everything installed) a package that is missing is
@@ -25,7 +25,7 @@ def needs(package):
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != root:
             raise  # it is there, and what it imports is not
-    reason = f"needs {package}: install the extra `test-all`"
+    reason = f"needs {package}: install the extra `{extra}`"
     if os.environ.get("JAXBN_ALL_EXTRAS") and root not in UNAVAILABLE:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason, allow_module_level=True)

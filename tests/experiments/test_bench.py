@@ -43,9 +43,9 @@ def test_residuals_of_resnet_are_near_those_without_normalization():
 
     none = kept("none")
     assert kept("jaxbn, activation and residual inside") < 1.1 * none
-    assert kept('jaxbn, residuals="recompute"') < 0.8 * none
+    assert kept('jaxbn, save="recompute"') < 0.8 * none
     leaky = kept("none, leaky ReLU")
-    assert kept('jaxbn, leaky ReLU, residuals="output"') < 0.9 * leaky
+    assert kept('jaxbn, leaky ReLU, save="output"') < 0.9 * leaky
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_layer_prints_means_and_writes_records_and_a_plot(
 ):
     monkeypatch.setattr(bench_layer, "plan", lambda *, quick: SMALL)
     monkeypatch.setattr(bench_layer, "SECONDS", {True: 0.0, False: 0.0})
-    monkeypatch.setattr(bench, "_tuned", lambda: True)
+    monkeypatch.setattr(bench, "_has", lambda variables: True)
     assert command.main(["bench", "layer", "--quick", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "layer.json").read_text())
