@@ -34,13 +34,11 @@ def moments_of_blocks(
     if any(isinstance(x.shape[i], int) and x.shape[i] == 0 for i in inner):
         x = jnp.zeros([1 if i in inner else n for i, n in enumerate(x.shape)], x.dtype)
         where = jnp.zeros((1,) * x.ndim, bool)
-    samples = _samples(x, where, inner)
     if where is not None and any(where.shape[i] != 1 for i in inner):
         pivot = _pivot(x, where, inner)
-        samples = jnp.maximum(jnp.abs(samples), jnp.abs(pivot))
     else:
-        pivot = _at_first(samples, inner)
-    pivot, unit = pivot.astype(wide), _unit(samples, inner)
+        pivot = _first(x, inner)
+    pivot, unit = pivot.astype(wide), _unit(pivot)
     distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
     if where is not None:
         distance = jnp.where(where, distance, jnp.zeros((), wide))
@@ -59,45 +57,18 @@ def moments_of_blocks(
     return Centered(count, pivot, delta, m2, unit), outer, inner
 
 
-def _samples(x: Array, where: Array | None, inner) -> Array:
-    """The first two values of each block, zero if masked.
-
-    One slice: with a second one a TPU copies `x` to have both in another layout.
-    """
-    last = next((i for i in reversed(inner) if x.shape[i] != 1), None)
-
-    def some(values):
-        values = _first(values, [i for i in inner if i != last])
-        if last is None or values.shape[last] == 1:
-            return values
-        return lax.slice_in_dim(values, 0, 2, axis=last)
-
-    x = some(x)
-    return x if where is None else jnp.where(some(where), x, jnp.zeros((), x.dtype))
-
-
 def _first(values: Array, inner) -> Array:
+    # The only slice of `x`: with a second one a TPU copies it to another layout.
     for i in inner:
         values = lax.slice_in_dim(values, 0, 1, axis=i)
     return values
 
 
-def _at_first(samples: Array, inner) -> Array:
-    """The first of them, by a sum: a slice would be a kernel more on a GPU."""
-    for i in inner:
-        if samples.shape[i] != 1:
-            first = lax.broadcasted_iota(jnp.int32, samples.shape, i) == 0
-            kept = jnp.where(first, samples, jnp.zeros((), samples.dtype))
-            samples = kept.sum(i, keepdims=True)
-    return samples
-
-
-def _unit(samples: Array, inner) -> Array | None:
-    """A unit in which squares of float32 fit, told by some values of each block."""
-    if jnp.finfo(samples.dtype).maxexp != 128:
+def _unit(pivot: Array) -> Array | None:
+    """A unit in which squares of float32 fit, told by a value of each block."""
+    if jnp.finfo(pivot.dtype).maxexp != 128:
         return None
-    far = jnp.abs(samples).max(inner, keepdims=True) > 2.0**40
-    return jnp.where(far, LARGE, 1).astype(jnp.float32)
+    return jnp.where(jnp.abs(pivot) > 2.0**40, LARGE, 1).astype(jnp.float32)
 
 
 def _others(rank: int, axes) -> tuple[int, ...]:
