@@ -98,6 +98,7 @@ begin = Kernel(
     "begin_by_output",
     ("x", "center", "slope", "offset", "residual", "where", "y"),
     lambda kernels: lambda x, center, *_, **__: (x, center, center),
+    has_loops=False,
 )
 begin.define_derivatives(_begin_jvp)
 
@@ -122,6 +123,7 @@ finish = Kernel(
     "finish_by_output",
     ("y", "carried", "residual", "slope", "offset", "slope_of_y", "offset_of_y"),
     lambda kernels: lambda y, *_, **__: y,
+    has_loops=False,
 )
 finish.define_derivatives(_finish_jvp)
 

@@ -53,6 +53,8 @@ class Kernel:
             Default: the kernel of this name.
         meaning: the function where no rule is used for a derivative but the operations
             in it, if that is another one.
+        has_loops: whether the function does more than hand on its operands, of which
+            a compiled program would make copies.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Kernel:
         operands: tuple[str, ...],
         function: Function | None = None,
         meaning: Function | None = None,
+        *,
+        has_loops: bool = True,
     ):
-        self.operands = operands
+        self.operands, self._has_loops = operands, has_loops
         self._function = function or operator.attrgetter(name)
         self._meaning = meaning or self._function
         self.primitive = primitive = Primitive(f"jaxbn_{name}")
@@ -74,7 +78,8 @@ class Kernel:
         for platform in dispatch.PLATFORMS:
             rule = functools.partial(self._lower, platform=platform)
             mlir.register_lowering(primitive, rule, platform=platform)
-        interpreters.register(primitive, self._plain)
+        means = functools.partial(self._of_reference, meaning=True)
+        interpreters.register(primitive, means)
 
     def function(self, kernels: Kernels, *, present, meaning=False, **params):
         """The function of the operands that are present."""
@@ -118,14 +123,14 @@ class Kernel:
     def _impl(self, *operands, **params):
         # Under `jax.disable_jit` the compiled call would come back here.
         with jax.disable_jit(False):
-            if not checks.is_named(params.get("activation")):
-                # By operation, for a cache would keep the function of the user.
-                return self._plain(**params)(*operands)
+            # By operation, where a cache would keep the function of a user.
+            if not (self._has_loops and checks.is_named(params.get("activation"))):
+                return self._of_reference(**params)(*operands)
             return _compiled(self.primitive, tuple(sorted(params.items())), *operands)
 
-    def _plain(self, *, implementation, **params):
+    def _of_reference(self, *, implementation, **params):
         del implementation
-        return self.function(dispatch.kernels(), meaning=True, **params)
+        return self.function(dispatch.kernels(), **params)
 
     def _abstract_eval(self, *avals, implementation, **params):
         # Types do not depend on functions of the user, which no cache may keep.

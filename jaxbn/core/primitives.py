@@ -55,6 +55,7 @@ replaced = Kernel(
     ("value", "other"),
     lambda kernels: lambda value, other, **_: value,
     lambda kernels: lambda value, other, **_: other,
+    has_loops=False,
 )
 replaced.define_derivatives(_replaced_jvp)
 
