@@ -9,12 +9,10 @@ pass over memory, and nothing depends on earlier batches.
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType
 
-from jaxbn.backends.contract import statistics_type
+from jaxbn.backends.contract import is_explicit, rows, statistics_type
 from jaxbn.backends.merging import LARGE, Centered
 
 # Rows of a block: fewer cost memory traffic for its sums, more cost digits.
@@ -37,7 +35,8 @@ def moments_of_blocks(
     if where is not None and any(where.shape[i] != 1 for i in inner):
         pivot = _pivot(x, where, inner)
     else:
-        pivot = _first(x, inner)
+        # The only slice of `x`: with a second one a TPU copies it to another layout.
+        pivot = first(x, inner)
     pivot, unit = pivot.astype(wide), _unit(pivot)
     distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
     if where is not None:
@@ -45,21 +44,21 @@ def moments_of_blocks(
     if unit is not None:
         # Both sums are of one array: XLA:GPU then computes them in one kernel.
         distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)
-    first = distance.sum(inner, keepdims=True)
-    second = jnp.square(distance).sum(inner, keepdims=True)
+    total = distance.sum(inner, keepdims=True)
+    squares = jnp.square(distance).sum(inner, keepdims=True)
     count = math.prod(x.shape[i] for i in inner)
     if where is not None:
         others = math.prod(x.shape[i] for i in inner if where.shape[i] == 1)
         count = where.sum(inner, dtype=wide, keepdims=True) * others
-    delta = first / (max(count, 1) if where is None else jnp.maximum(count, 1))
-    m2 = jnp.maximum(second - first * delta, 0)
+    delta = total / (max(count, 1) if where is None else jnp.maximum(count, 1))
+    m2 = jnp.maximum(squares - total * delta, 0)
     delta = delta if unit is None else delta * unit
     return Centered(count, pivot, delta, m2, unit), outer, inner
 
 
-def _first(values: Array, inner) -> Array:
-    # The only slice of `x`: with a second one a TPU copies it to another layout.
-    for i in inner:
+def first(values: Array, axes) -> Array:
+    """The first value along these axes, which stay with a size of one."""
+    for i in axes:
         values = lax.slice_in_dim(values, 0, 1, axis=i)
     return values
 
@@ -71,15 +70,10 @@ def _unit(pivot: Array) -> Array | None:
     return jnp.where(jnp.abs(pivot) > 2.0**40, LARGE, 1).astype(jnp.float32)
 
 
-def _others(rank: int, axes) -> tuple[int, ...]:
-    return tuple(i for i in range(rank) if i not in axes)
-
-
 def _cut(x, where, axes, devices):
     """`x` and its mask with one axis cut in two, the axes of blocks and within them."""
-    rows = _others(x.ndim, axes)
-    outer, inner = rows[:1], rows[1:]
-    if not rows or not all(isinstance(n, int) for n in x.shape):  # or symbolic
+    outer, inner = rows(x, axes)[:1], rows(x, axes)[1:]
+    if not outer or not all(isinstance(n, int) for n in x.shape):  # or symbolic
         return x, where, outer, inner
 
     def size():
@@ -88,21 +82,16 @@ def _cut(x, where, axes, devices):
     while len(inner) > 1 and size() > _MOST and size() >= _FEW * x.shape[inner[0]]:
         outer, inner = (*outer, inner[0]), inner[1:]
     # If the rows behind the first axis are few, or none, some of that axis joins them.
-    n = x.shape[rows[0]]
+    n = x.shape[outer[0]]
     fitting = [
         d
-        for d in range(1, n + 1)
+        for d in range(1, min(n, _FEW) + 1)
         if d * size() <= _FEW and n % d == 0 and n // d % devices == 0
     ]
     each = 1 if is_explicit(x) else max(fitting, default=1)
     if each == 1 and inner:
         return x, where, outer, inner
-    return _joined(x, where, rows[0], inner, each)
-
-
-def is_explicit(x: Array) -> bool:
-    """Whether the sharding of `x` is a part of its type, which no cut may change."""
-    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+    return _joined(x, where, outer[0], inner, each)
 
 
 def _joined(x, where, axis, inner, each):
@@ -120,13 +109,13 @@ def _joined(x, where, axis, inner, each):
 def _pivot(x: Array, where: Array, inner) -> Array:
     """The first value of each block that counts, or any if there is none."""
     varying = [i for i in inner if where.shape[i] != 1]
-    x = _first(x, [i for i in inner if i not in varying])
+    x = first(x, [i for i in inner if i not in varying])
     for i in varying:
         others = [j for j in varying if j > i]
         counts = where.any(others, keepdims=True) if others else where
         # A sum with one term: a look-up would not be partitioned.
         place = lax.broadcasted_iota(jnp.int32, counts.shape, i)
-        first = place == jnp.argmax(counts, i, keepdims=True).astype(jnp.int32)
-        where = (where & first).any(i, keepdims=True)
-        x = jnp.where(first, x, jnp.zeros((), x.dtype)).sum(i, keepdims=True)
+        chosen = place == jnp.argmax(counts, i, keepdims=True).astype(jnp.int32)
+        where = (where & chosen).any(i, keepdims=True)
+        x = jnp.where(chosen, x, jnp.zeros((), x.dtype)).sum(i, keepdims=True)
     return x

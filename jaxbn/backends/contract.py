@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType
 
 
 class Gate(NamedTuple):
@@ -67,6 +68,16 @@ class Kernels(NamedTuple):
     sums: Callable[..., tuple[Array, ...]]
     expand: Callable[..., Array]
     gate: Callable[..., Array]
+
+
+def rows(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that sums run over."""
+    return tuple(i for i in range(x.ndim) if i not in axes)
+
+
+def is_explicit(x: Array) -> bool:
+    """Whether the sharding of `x` is a part of its type, for no reshape to change."""
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def statistics_type(x: Array) -> jnp.dtype:

@@ -1,6 +1,7 @@
 """The reference implementation in lax: right everywhere, also for sharded operands.
 
-No reshape, so the automatic partitioner keeps every sharding it is given.
+The partitioner keeps every sharding it is given: but for blocks of rows, which no two
+devices share, nothing is reshaped.
 """
 
 import functools
@@ -11,19 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends.blocks import is_explicit, moments_of_blocks
-from jaxbn.backends.contract import Kernels, statistics_type
+from jaxbn.backends.blocks import first, moments_of_blocks
+from jaxbn.backends.contract import Kernels, is_explicit, rows, statistics_type
 from jaxbn.backends.merging import merged
 
 
 def along(vector: Array, like: Array, axes: tuple[int, ...]) -> Array:
     """Broadcasts a vector of the feature axes to the shape of `like`."""
     return lax.broadcast_in_dim(vector, like.shape, axes)
-
-
-def rows(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes that sums run over."""
-    return tuple(i for i in range(x.ndim) if i not in axes)
 
 
 def _select(where: Array | None, values: Array) -> Array:
@@ -48,11 +44,11 @@ def _together(summands, x, axes):
     as one array. With fewer than three axes of rows there are no pixels, and the first
     axis may be time; there it stays at one for each sum, for XLA to combine.
     """
-    first, *others = rows(x, axes) or (0,)
+    outer, *others = rows(x, axes) or (0,)
     if len(others) < 2:
         return _apart(summands, x, axes)
     of_images = [summand.sum(others) for summand in summands]
-    at = first - sum(axis < first for axis in others)
+    at = outer - sum(axis < outer for axis in others)
     return list(jnp.stack(of_images).sum(at + 1))
 
 
@@ -62,11 +58,6 @@ def _moments(x, where, *, axes, devices):
 
     def total(terms):
         return terms.sum([i + 1 for i in over], keepdims=True)
-
-    def first(values):
-        for axis in over:
-            values = lax.slice_in_dim(values, 0, 1, axis=axis)
-        return values
 
     shape = blocks.m2.shape
     known = isinstance(blocks.count, int)
@@ -78,7 +69,7 @@ def _moments(x, where, *, axes, devices):
         math.prod(shape[i] for i in over) if known else None,
         # Where XLA partitions the program, the sum is an all-reduce of float32.
         encoded=together,
-        near=first if local else None,
+        near=functools.partial(first, axes=over) if local else None,
     )
     return tuple(values.squeeze((*over, *within)) for values in found[1:])
 

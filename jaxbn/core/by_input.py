@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.interpreters import ad
 
-from jaxbn.backends.contract import Gate, Kernels
+from jaxbn.backends.contract import Gate, Kernels, rows
+from jaxbn.backends.xla import along
 from jaxbn.core import calculus
 from jaxbn.core.kernel import Kernel
 from jaxbn.core.primitives import is_zero, spread, zeros
@@ -83,11 +84,11 @@ def _begin_jvp(primals, tangents, **params):
 def two_sums(x, center, slope, where, *_, axes, **__):
     """What `begin` stands for, to be differentiated by other means."""
     del slope
-    rows = tuple(i for i in range(x.ndim) if i not in axes)
-    distance = x.astype(center.dtype) - lax.broadcast_in_dim(center, x.shape, axes)
+    distance = x.astype(center.dtype) - along(center, x, axes)
     if where is not None:
         distance = jnp.where(where, distance, jnp.zeros((), distance.dtype))
-    return x, distance.sum(rows), jnp.square(distance).sum(rows)
+    over = rows(x, axes)
+    return x, distance.sum(over), jnp.square(distance).sum(over)
 
 
 begin = Kernel(
@@ -95,6 +96,7 @@ begin = Kernel(
     ("x", "center", "slope", "where", "gate_slope", "gate_offset"),
     lambda kernels: lambda x, center, *_, **__: (x, center, center),
     lambda kernels: two_sums,
+    has_loops=False,
 )
 begin.define_derivatives(_begin_jvp)
 

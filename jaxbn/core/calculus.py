@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import statistics_type
+from jaxbn.backends.contract import rows, statistics_type
 from jaxbn.core import gated, placement
 from jaxbn.core.primitives import (
     expand,
@@ -50,12 +50,12 @@ def _saved(x):
 
 def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
     """The number of values of each channel; a Python int where shapes tell it."""
-    rows = tuple(i for i in range(x.ndim) if i not in axes)
+    over = rows(x, axes)
     if where is None:
-        return math.prod(x.shape[i] for i in rows)
+        return math.prod(x.shape[i] for i in over)
     wide = statistics_type(x)
-    shared = math.prod(x.shape[i] for i in rows if where.shape[i] == 1)
-    seen = where.astype(wide).sum(rows) * jnp.asarray(shared, wide)
+    shared = math.prod(x.shape[i] for i in over if where.shape[i] == 1)
+    seen = where.astype(wide).sum(over) * jnp.asarray(shared, wide)
     seen = jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
     return placement.like(seen, x, axes)
 

@@ -12,6 +12,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxbn.backends.contract import is_explicit
+
 
 def like(values: Array, other: Array, axes: Sequence[int] | None = None) -> Array:
     """`values` placed as `other` is or, given `axes`, as those axes of it are."""
@@ -22,11 +24,7 @@ def like(values: Array, other: Array, axes: Sequence[int] | None = None) -> Arra
 
 def alike(tree: Any) -> Any:
     """Arrays of one shape, all placed as the first of them that has a place."""
-    placed = [
-        leaf
-        for leaf in jax.tree.leaves(tree)
-        if AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
-    ]
+    placed = list(filter(is_explicit, jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: like(leaf, placed[0]), tree) if placed else tree
 
 
@@ -69,9 +67,9 @@ def automatic(function: Callable, x: Array, *out: Any) -> Callable:
 
 
 def _placed(values: Array, other: Array, spec: Sequence) -> Array:
-    mesh = jax.typeof(other).sharding.mesh
-    if AxisType.Explicit not in mesh.axis_types:
+    if not is_explicit(other):
         return values
+    mesh = jax.typeof(other).sharding.mesh
     known = jax.typeof(values).sharding
     anywhere = known.mesh.empty and not isinstance(values, Tracer)
     if anywhere and jax.sharding.get_abstract_mesh().empty:
