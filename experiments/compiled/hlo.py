@@ -35,9 +35,6 @@ _PASSING = {"reduce", "get-tuple-element", "tuple", "bitcast", "bitcast-convert"
 
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 _LOOP = re.compile(r"\b(?:body|condition)=%?([\w.\-]+)")
-_BRANCHES = re.compile(
-    r"branch_computations=\{(.*?)\}|(?:true|false)_computation=%?([\w.\-]+)"
-)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -98,13 +95,7 @@ class _Reader:
         if operation in _FREE or _is_free_call(one):
             return Counts()
         if operation == "conditional":
-            parts = _BRANCHES.findall(text)
-            names = [
-                n for several, single in parts for n in (several or single).split(",")
-            ]
-            return self._all(n.strip().lstrip("%") for n in names).plus(
-                Counts(conditionals=1)
-            )
+            return self._all(hlo.branches(text)).plus(Counts(conditionals=1))
         if operation == "while":
             trips = _TRIPS.search(text)
             inside = self._all(_LOOP.findall(text)).times(int(trips[1]) if trips else 1)

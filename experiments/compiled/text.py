@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from experiments.scale import hlo
@@ -102,23 +102,19 @@ def _until_closed(text: str) -> tuple[str, str]:
 
 def _arrays(type_: str) -> Iterator[Array]:
     for found in _ARRAY.finditer(type_):
-        sizes, layout = _numbers(found["sizes"]), found["layout"] or ""
+        sizes, layout = hlo.sizes(found["sizes"]), found["layout"] or ""
         space = _SPACE.search(layout)
         size = math.prod(_padded(sizes, layout)) * hlo.item_bytes(found["item"])
         yield Array(math.prod(sizes), size, int(space[1]) if space else 0)
 
 
-def _padded(sizes: list[int], layout: str) -> list[int]:
+def _padded(sizes: Sequence[int], layout: str) -> Sequence[int]:
     """The sizes of an array in memory, by a layout such as `3,0,2,1:T(8,128)(2,1)`."""
-    tile, order = _TILE.search(layout), _numbers(layout.partition(":")[0])
+    tile, order = _TILE.search(layout), hlo.sizes(layout.partition(":")[0])
     if tile is None or len(order) != len(sizes):
         return sizes
     found = [sizes[axis] for axis in order]
-    for place, whole in enumerate(reversed(_numbers(tile[1]))):
+    for place, whole in enumerate(reversed(hlo.sizes(tile[1]))):
         if place < len(found):
             found[place] = -(-found[place] // whole) * whole
     return found
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",") if number]

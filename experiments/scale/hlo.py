@@ -66,9 +66,9 @@ class Collective(NamedTuple):
 def collectives(text: str) -> list[Collective]:
     """Returns the collectives of `jax.stages.Compiled.as_text()`, in order."""
     bodies = dict(computations(text))
-    branches = _in_branches(bodies)
+    inside = _in_branches(bodies)
     return [
-        _collective(found, line, in_branch=name in branches)
+        _collective(found, line, in_branch=name in inside)
         for name, lines in bodies.items()
         for line in lines
         if (found := _INSTRUCTION.search(line))
@@ -80,14 +80,15 @@ def _collective(found: re.Match, line: str, *, in_branch: bool) -> Collective:
     shapes = _SHAPE.finditer(found["type"])
     return Collective(
         found["kind"],
-        tuple((s["type"], _sizes(s["sizes"])) for s in shapes),
+        tuple((s["type"], sizes(s["sizes"])) for s in shapes),
         _group_size(line),
         source[1] if source else "",
         in_branch,
     )
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def sizes(text: str) -> tuple[int, ...]:
+    """Returns the numbers of a list such as "8,128"."""
     return tuple(map(int, text.split(","))) if text else ()
 
 
@@ -100,7 +101,7 @@ def item_bytes(kind: str) -> int:
 def _group_size(line: str) -> int:
     """From one of {{0,1},{2,3}}, [2,2]<=[4] and mesh['a'=2,'b'=2] {'b'}."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(_sizes(listed[1]))
+        return len(sizes(listed[1]))
     if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
         return int(counted[2])
     if named := re.search(r"replica_groups=mesh\[(.*?)\](?:<=\S+)? \{(.*?)\}", line):
@@ -122,6 +123,12 @@ def computations(text: str) -> Iterator[tuple[str, list[str]]]:
             lines.append(line)
 
 
+def branches(text: str) -> list[str]:
+    """Returns the computations that the conditionals in a text choose from."""
+    found = [several or single for several, single in _BRANCHES.findall(text)]
+    return [name.strip().lstrip("%") for names in found for name in names.split(",")]
+
+
 def _in_branches(bodies: dict[str, list[str]]) -> set[str]:
     """The computations that only branches lead to."""
     calls: dict[str, set[str]] = {}
@@ -129,9 +136,7 @@ def _in_branches(bodies: dict[str, list[str]]) -> set[str]:
     for name, lines in bodies.items():
         body = "\n".join(lines)
         calls[name] = {called.lstrip("%") for called in _CALLED.findall(body)}
-        for several, single in _BRANCHES.findall(body):
-            names = (several or single).split(",")
-            reached |= {branch.strip().lstrip("%") for branch in names}
+        reached |= set(branches(body))
     pending = list(reached)
     while pending:
         new = calls.get(pending.pop(), set()) - reached
