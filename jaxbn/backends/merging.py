@@ -45,6 +45,11 @@ class Centered(NamedTuple):
     unit: Any
 
     @property
+    def constant(self) -> "Centered":
+        """The same without derivatives; a count that is known stays so."""
+        return Centered(self.count, *lax.stop_gradient(self[1:]))
+
+    @property
     def shrink(self) -> Array:
         """What a distance is multiplied by before it is squared: 1 / unit."""
         return 1 / self.unit

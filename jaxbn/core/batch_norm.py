@@ -242,9 +242,9 @@ def _normalized(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     Between them are plain sums over the members and arithmetic on vectors.
     """
     inputs = _without_masked_nonfinite(layer, inputs)
-    local = lax.stop_gradient(local_moments(inputs.x, inputs.where, **layer.kernel))
+    local = local_moments(inputs.x, inputs.where, **layer.kernel).constant
     batch = local if layer.members is None else sync.merged(local, layer.members)
-    constant = _line(layer, *lax.stop_gradient((inputs, batch)))
+    constant = _line(layer, lax.stop_gradient(inputs), batch.constant)
 
     def line(sums) -> _Line:
         first, second = sync.totals(tuple(sums), layer.members)

@@ -122,7 +122,7 @@ def shared_moments(local: Centered, members: sync.Members | None) -> Centered:
     """Merges the moments of all members, weighted by their counts."""
     if members is None:
         return local
-    values = sync.merged(lax.stop_gradient(local), members)
+    values = sync.merged(local.constant, members)
     # The derivative is that of plain sums about the center found, which every member
     # knows. Where nothing is differentiated they are not computed.
     distance = (local.center - values.center) + local.delta
