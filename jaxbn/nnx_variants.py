@@ -1,125 +1,22 @@
 """The variants as flax.nnx modules; the mathematics is in `jaxbn.variants`.
 
-All keep running statistics in `nnx.BatchStat` variables, return the type of `x` and
-average without the initial values. Modes as in `jaxbn.nnx.BatchNorm`.
+Arguments, variables, types and modes are those of `jaxbn.nnx.BatchNorm`, see
+`jaxbn.nnx_base.Layer`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.module import first_from
-from flax.typing import Initializer
 from jax import Array
 
-from jaxbn.nnx_mode import NO_MODE
+from jaxbn.nnx_base import Layer
 from jaxbn.variants import hooks, renorm_schedule, timestep
 
 _BOUNDS = renorm_schedule.renorm_schedule()
 
 
-class _Variant(hooks.Hooks, nnx.Module):
-    """What all variants have.
-
-    Args:
-        num_features: number of channels.
-        use_running_average: normalize with the running statistics.
-        axis: the feature axis; for groups, domains and blends not the first one.
-        momentum: weight of the old running value.
-        epsilon: added to the variance, > 0.
-        use_bias, use_scale: whether there is a bias, a scale.
-        bias_init, scale_init: how they start.
-        axis_name: mesh or vmap axes to share statistics over.
-        activation: applied to the result; a name or a function.
-        implementation: "xla", "native", or None for the fastest that is right.
-        rngs: for the initializers.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        use_running_average: bool | None = False,
-        axis: int = -1,
-        momentum: float | Array | None = 0.99,
-        epsilon: float = 1e-5,
-        use_bias: bool = True,
-        use_scale: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros,
-        scale_init: Initializer = nnx.initializers.ones,
-        axis_name: str | Sequence[str] | None = None,
-        activation: str | Callable[[Array], Array] | None = None,
-        implementation: str | None = None,
-        rngs: nnx.Rngs,
-    ):
-        start = self._start(num_features)
-        for name, value in start._asdict().items():
-            setattr(self, name + self.suffix, nnx.BatchStat(value))
-        shape = start[0].shape[-1:] if self.shared_affine else start[0].shape
-
-        def parameter(initializer):
-            return nnx.Param(initializer(rngs.params(), shape, jnp.float32))
-
-        self.scale = parameter(scale_init) if use_scale else nnx.data(None)
-        self.bias = parameter(bias_init) if use_bias else nnx.data(None)
-        self.num_features = num_features
-        self.use_running_average = use_running_average
-        self.axis = axis
-        self.momentum = momentum
-        self.epsilon = epsilon
-        if axis_name is not None and not isinstance(axis_name, str):
-            axis_name = tuple(axis_name)
-        self.axis_name = axis_name
-        self.activation = activation
-        self.implementation = implementation
-
-    def __call__(
-        self,
-        x: Array,
-        use_running_average: bool | None = None,  # noqa: FBT001 (as in Flax)
-        *,
-        mask: Array | None = None,
-        residual: Array | None = None,
-        **which: Any,
-    ) -> Array:
-        """Normalizes `x`; further arguments are those of `jaxbn.nnx.BatchNorm`."""
-        modes = use_running_average, self.use_running_average
-        evaluates = first_from(*modes, error_msg=NO_MODE)
-        kind = type(self._start(1))
-        names = [name + self.suffix for name in kind._fields]
-        state = kind(*(getattr(self, name)[...] for name in names))
-        scale = None if self.scale is None else self.scale[...]
-        bias = None if self.bias is None else self.bias[...]
-        options = {
-            "axis": self.axis,
-            "epsilon": self.epsilon,
-            "activation": self.activation,
-            "residual": residual,
-            "implementation": self.implementation,
-            **which,
-        }
-        where = None if mask is None else jnp.asarray(mask, bool)
-        if evaluates:
-            return self._evaluate(where)(x, state, scale, bias, **options)
-        options |= {"axis_name": self.axis_name, "momentum": self.momentum}
-        train = self._train(state)
-        y, state = train(x, state, scale, bias, where=where, **options)
-        for name, value in zip(names, state, strict=True):
-            getattr(self, name)[...] = value
-        return y
-
-    def set_view(self, use_running_average: bool | None = None):  # noqa: FBT001
-        """Sets the mode of a view made by `nnx.view`.
-
-        Args:
-          use_running_average: normalize with the running statistics.
-        """  # `nnx.view_info` reads arguments that are indented by two.
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
-
-
-class GhostBatchNorm(hooks.Ghost, _Variant):
+class GhostBatchNorm(hooks.Ghost, Layer):
     """Normalizes groups of examples; see `jaxbn.variants.ghost.ghost_batch_norm`.
 
     Args:
@@ -145,7 +42,7 @@ class GhostBatchNorm(hooks.Ghost, _Variant):
         super().__init__(num_features, **options)
 
 
-class BatchRenorm(hooks.Renorm, _Variant):
+class BatchRenorm(hooks.Renorm, Layer):
     """Batch renormalization; see `jaxbn.variants.renorm.batch_renorm`.
 
     Args:
@@ -172,7 +69,7 @@ class BatchRenorm(hooks.Renorm, _Variant):
         super().__init__(num_features, **options)
 
 
-class TimestepBatchNorm(hooks.Timestep, _Variant):
+class TimestepBatchNorm(hooks.Timestep, Layer):
     """Statistics per time step; see `jaxbn.variants.timestep.timestep_batch_norm`.
 
     Call it as `layer(x, t=t)`.
@@ -182,7 +79,8 @@ class TimestepBatchNorm(hooks.Timestep, _Variant):
         options: those of all variants; `scale_init` starts at 0.1 if not given.
 
     Example:
-        >>> layer = jaxbn.nnx.TimestepBatchNorm(1, max_steps=2, rngs=nnx.Rngs(0))
+        >>> options = {"max_steps": 2, "debias": True, "rngs": nnx.Rngs(0)}
+        >>> layer = jaxbn.nnx.TimestepBatchNorm(1, **options)
         >>> y = layer(jnp.array([[1.0], [3.0]]), t=1)
         >>> layer.mean_of_each[...].ravel()
         Array([0., 2.], dtype=float32)
@@ -194,7 +92,7 @@ class TimestepBatchNorm(hooks.Timestep, _Variant):
         super().__init__(num_features, **{"scale_init": small, **options})
 
 
-class DomainBatchNorm(hooks.Domain, _Variant):
+class DomainBatchNorm(hooks.Domain, Layer):
     """Statistics per domain; see `jaxbn.variants.domains.domain_batch_norm`.
 
     Call it as `layer(x, domain=domain)`, with a number or one for each example.
@@ -205,7 +103,8 @@ class DomainBatchNorm(hooks.Domain, _Variant):
         options: those of all variants, for example `momentum`, `axis_name`, `rngs`.
 
     Example:
-        >>> layer = jaxbn.nnx.DomainBatchNorm(1, num_domains=2, rngs=nnx.Rngs(0))
+        >>> options = {"num_domains": 2, "debias": True, "rngs": nnx.Rngs(0)}
+        >>> layer = jaxbn.nnx.DomainBatchNorm(1, **options)
         >>> y = layer(jnp.array([[1.0], [3.0], [10.0]]), domain=jnp.array([0, 0, 1]))
         >>> layer.mean_of_each[...].ravel()
         Array([ 2., 10.], dtype=float32)
@@ -223,7 +122,7 @@ class DomainBatchNorm(hooks.Domain, _Variant):
         super().__init__(num_features, **options)
 
 
-class EvalBlendBatchNorm(hooks.EvalBlend, _Variant):
+class EvalBlendBatchNorm(hooks.EvalBlend, Layer):
     """Evaluation that blends in each example; see `jaxbn.variants.eval_blend`.
 
     Training is that of `jaxbn.batch_norm`. The weight is the variable `alpha`, to be

@@ -431,7 +431,7 @@ def test_no_gradient_flows_into_running_statistics():
 
 
 def test_a_batch_without_valid_values_leaves_the_statistics_alone():
-    y, after = train(OURS(), later(), X, mask=np.zeros((16, 1)))
+    y, after = train(OURS(), later(), X, mask=np.zeros((16, 1), bool))
     assert np.isfinite(y).all()
     chex.assert_trees_all_equal(stats(after), stats(later()))
 
@@ -441,8 +441,8 @@ def test_a_batch_without_valid_values_leaves_the_statistics_alone():
 
 @pytest.mark.parametrize("name", ["linen", "nnx"])
 def test_adapters_contain_no_mathematics(name):
-    """No reduction, no jax.lax, no arithmetic but `%` on axes, public names only."""
-    path = pathlib.Path(jaxbn.__file__).parent / f"{name}.py"
+    """No reduction, no jax.lax, no arithmetic, public names only."""
+    path = pathlib.Path(jaxbn.__file__).parent / f"{name}_base.py"
     nodes = list(ast.walk(ast.parse(path.read_text())))
     imported = {
         a.name for node in nodes if isinstance(node, ast.Import) for a in node.names
@@ -454,8 +454,7 @@ def test_adapters_contain_no_mathematics(name):
         for alias in node.names
     }
     ours = {m for m in imported if m.split(".")[0] in ("jax", "jaxbn")}
-    ours = {m for m in ours if not m.startswith(f"jaxbn.{name}_")}
-    assert ours == {"jax.numpy", "jax.Array", "jaxbn"}
+    assert ours == {"jax.numpy", "jax.Array", "jaxbn.variants.hooks"}
     used = {
         node.attr
         for node in nodes
@@ -466,7 +465,7 @@ def test_adapters_contain_no_mathematics(name):
     types = {"promote_types", "issubdtype", "complexfloating", "float32", "finfo"}
     assert used <= types | {"asarray", "iscomplexobj"}
     operators = {type(node.op) for node in nodes if isinstance(node, ast.BinOp)}
-    assert operators <= {ast.BitOr, ast.Mod}
+    assert operators <= {ast.BitOr}
 
 
 @pytest.mark.parametrize("axis", [np.int64(-1), [-1], np.array([1])])

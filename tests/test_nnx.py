@@ -401,22 +401,10 @@ def test_axis_index_groups_without_an_axis_name_are_ignored_as_in_flax():
 # --- where flax is wrong -------------------------------------------------------------
 
 
-def test_flax_defect_d6_a_mask_of_numbers_means_nonzero():
-    mask = np.arange(16)[:, None] % 3
-
-    @jax.jit
-    def run(x):
-        """With the numbers and with the mask that they mean."""
-        return {
-            dtype: (
-                make(OURS)(x, mask=mask.astype(dtype)),
-                make(OURS)(x, mask=mask != 0),
-            )
-            for dtype in ("float32", "int32", "bfloat16")
-        }
-
-    for dtype, (got, want) in run(X).items():
-        assert_close({dtype: got}, {dtype: want}, 0)
+def test_flax_defect_d6_a_mask_of_numbers_is_refused_and_not_a_weight():
+    for dtype in ("float32", "int32", "bfloat16"):
+        with pytest.raises(TypeError, match=rf"`mask` must be boolean, got {dtype}"):
+            make(OURS)(X, mask=np.ones((16, 1)).astype(dtype))
 
 
 def test_flax_defect_d7_evaluation_in_bfloat16_never_rounds_the_running_mean():
@@ -468,7 +456,7 @@ def test_a_batch_without_valid_values_leaves_the_statistics_alone():
     module = make(OURS)
     train(module, X)
     before = stats(module)
-    y = train(module, X, mask=np.zeros((16, 1)))
+    y = train(module, X, mask=np.zeros((16, 1), bool))
     assert np.isfinite(y).all()
     assert_close(stats(module), before, 0)
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
-from jaxbn.core import by_input, by_output, checks, sync
+from jaxbn.core import by_input, by_output, checks, options, sync
+from jaxbn.core.activation import function_of, split
 from jaxbn.core.moments import (
     Centered,
     group_of,
@@ -21,11 +22,12 @@ from jaxbn.core.moments import (
     shared_moments,
     with_sums,
 )
-from jaxbn.core.normalize import apply, split_activation
+from jaxbn.core.normalize import apply
 from jaxbn.core.primitives import finite
+from jaxbn.core.records import record
 from jaxbn.core.save import Save
 from jaxbn.core.save import check as check_save
-from jaxbn.core.state import update
+from jaxbn.core.state import average_of, updated
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState, Moments
 
 
@@ -119,10 +121,10 @@ def batch_norm(
 
     Raises:
         ValueError: if a shape, `axis`, `axis_name`, `axis_groups`, `momentum`,
-            `epsilon`, `activation` or `implementation` is invalid, or with `unbiased`
-            there is one value per channel.
-        TypeError: if `x` is an integer array, `where` is not boolean, or `state` is no
-            BatchNormState.
+            `epsilon`, `activation` or `implementation` is invalid, a known statistic
+            is impossible, or with `unbiased` there is one value per channel.
+        TypeError: if `x` is an integer array, `where` is not boolean, `state` is no
+            BatchNormState, or a constant of the program is traced.
         NotImplementedError: if `save` is "output" and `activation` neither None
             nor "leaky_relu", also as functools.partial with `negative_slope`.
 
@@ -139,44 +141,34 @@ def batch_norm(
     """
     x = checks.array(x)
     axes = checks.feature_axes(x, axis)
-    momentum = checks.momentum(momentum, debias=debias)
-    function = checks.activation(activation)
-    mode = check_save(save, function, x)
-    function, after = (
-        (function, None) if jnp.iscomplexobj(x) else split_activation(function, x)
-    )
+    how = average_of(momentum, debias, unbiased, skip_nonfinite)
+    mode = check_save(save, function_of(activation), x)
+    function, after = split(activation, x)
     layer = _Layer(
         axes,
         group_of(axis_name, axis_groups),
-        checks.epsilon(epsilon),
+        options.epsilon(epsilon),
         function,
         dispatch.choose(implementation, x),
         mode,
     )
     where = checks.mask(where, x)
-    checks.enough_values(known_count(x, where, layer.members, axes), unbiased=unbiased)
+    count = known_count(x, where, layer.members, axes)
+    checks.enough_values(count, unbiased=how.unbiased)
+    state = record("state", state)
     inputs = _Inputs(
         x,
         checks.vector("scale", scale, x, axes),
         checks.vector("bias", bias, x, axes),
         checks.residual(residual, x),
         where,
-        lax.stop_gradient(checks.state(state, x, axes)),
+        checks.statistics(state, x, axes),
     )
     if save == "output":
         inputs = inputs._replace(scale=by_output.invertible(inputs.scale))
     normalized = _composed if jnp.iscomplexobj(x) else _normalized
     y, batch = normalized(layer, inputs)
-    y = y if after is None else after(y)
-    new_state = update(
-        state,
-        batch,
-        momentum=momentum,
-        debias=debias,
-        unbiased=unbiased,
-        skip_nonfinite=skip_nonfinite,
-    )
-    return y, new_state
+    return y if after is None else after(y), updated(state, batch, how)
 
 
 def _without_masked_nonfinite(layer: _Layer, inputs: _Inputs) -> _Inputs:

@@ -19,6 +19,7 @@ from jax.interpreters import ad
 
 from jaxbn.backends.contract import statistics_type
 from jaxbn.core import calculus
+from jaxbn.core.activation import name_of
 from jaxbn.core.kernel import Kernel
 from jaxbn.core.primitives import is_zero, zeros
 
@@ -39,7 +40,7 @@ def negative_slope(activation: Callable | None) -> float:
         return slope
     raise NotImplementedError(
         "`activation` must have an inverse with save='output', got "
-        f"{activation!r}. Use None, 'leaky_relu' or functools.partial(jax.nn."
+        f"{name_of(activation)}. Use None, 'leaky_relu' or functools.partial(jax.nn."
         "leaky_relu, negative_slope=0.1), or save='recompute'."
     )
 

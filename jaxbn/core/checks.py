@@ -1,31 +1,24 @@
-"""Argument checks and every message about the arguments of the public functions."""
+"""Checks of arrays and axes, and the messages about them.
 
-import math
-from collections.abc import Iterable, Sequence
+Values are looked at where they are known, see `jaxbn.core.values`: not under `jax.jit`.
+"""
+
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxbn.backends.contract import statistics_type as statistics_type
-from jaxbn.core import placement
-from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
-
-_INTEGER = (int, np.integer)
-_ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "silu": jax.nn.silu,
-    "gelu": jax.nn.gelu,
-    "leaky_relu": jax.nn.leaky_relu,
-}
+from jaxbn.core import options, placement, values
+from jaxbn.core.records import MOMENTS, record
+from jaxbn.core.types import AxisGroups, AxisName, BatchNormState, Moments
+from jaxbn.core.values import shown
 
 
-def array(x: Array) -> Array:
+def array(x: Any) -> Array:
     """`x` as an array of a type that has a mean and a variance."""
-    x = jnp.asarray(x)
+    x = values.array("x", x)
     if not jnp.issubdtype(x.dtype, jnp.inexact) or jnp.finfo(x.dtype).bits < 16:
         raise TypeError(
             f"`x` must be complex or floating point of 16 bits or more, got {x.dtype}. "
@@ -34,72 +27,123 @@ def array(x: Array) -> Array:
     return x
 
 
-def feature_axes(x: Array, axis: int | Sequence[int]) -> tuple[int, ...]:
+def feature_axes(x: Array, axis: Any) -> tuple[int, ...]:
     """The feature axes, non-negative and sorted."""
-    given = tuple(axis) if isinstance(axis, Iterable) else (axis,)
-    valid = all(isinstance(a, _INTEGER) and -x.ndim <= a < x.ndim for a in given)
-    if not given or not valid:
+    options.static("axis", axis)
+    given = [values.integer(a) for a in values.several(axis)]
+    places = [a % x.ndim for a in given if a is not None and -x.ndim <= a < x.ndim]
+    if not given or len(places) < len(given):
         raise ValueError(
             f"`axis` must be in [{-x.ndim}, {x.ndim}) for `x` with shape {x.shape}, "
-            f"got {axis!r}. It names the feature axis or axes."
+            f"got {shown(axis)}. It names the feature axis or axes."
         )
-    axes = sorted({int(a) % x.ndim for a in given})
+    axes = tuple(sorted(set(places)))
     if len(axes) != len(given):
         raise ValueError(
-            f"`axis` must name each axis once, got {axis!r} for `x` with shape "
+            f"`axis` must name each axis once, got {shown(axis)} for `x` with shape "
             f"{x.shape}. Remove the repeated one."
         )
-    return tuple(axes)
+    return axes
 
 
-def vector(name: str, values: Array | None, x: Array, axes: tuple[int, ...]) -> Any:
+def one_feature_axis(x: Array, axis: Any) -> int:
+    """The feature axis, not the first one, which lists the examples."""
+    axes = feature_axes(x, axis)
+    if len(axes) != 1:
+        raise ValueError(
+            f"`axis` must be one axis, got {shown(axis)}. Join the feature axes with "
+            "`reshape`."
+        )
+    (feature,) = axes
+    if feature == 0:
+        raise ValueError(
+            f"`axis` must not be the first axis of `x` with shape {x.shape}, got "
+            f"{shown(axis)}. The first axis lists the examples; move the features "
+            "behind it."
+        )
+    return feature
+
+
+def vector(name: str, given: Any, x: Array, axes: tuple[int, ...]) -> Any:
     """A per-channel argument in the statistics type and placed so, or None."""
-    if values is None:
+    if given is None:
         return None
-    values = jnp.asarray(values)
+    given = numbers(name, given, x)
     want = tuple(x.shape[a] for a in axes)
-    if values.shape != want:
+    if given.shape != want:
         place = axes[0] if len(axes) == 1 else axes
         raise ValueError(
             f"`{name}` must have shape {want} to match axis {place} of `x` with shape "
-            f"{x.shape}, got {values.shape}. Reshape it, or set `axis` to the feature "
+            f"{x.shape}, got {given.shape}. Reshape it, or set `axis` to the feature "
             "axis."
         )
-    if jnp.iscomplexobj(values) and not jnp.iscomplexobj(x):
+    wide = statistics_type(x.real)
+    if jnp.iscomplexobj(given):
+        wide = jnp.promote_types(wide, jnp.complex64)
+    return placement.like(given.astype(wide), x, axes)
+
+
+def numbers(name: str, given: Any, x: Array) -> Array:
+    """An array of numbers, complex ones for complex `x` only."""
+    given = values.array(name, given)
+    if not jnp.issubdtype(given.dtype, jnp.number):
         raise TypeError(
-            f"`{name}` must be real for real `x`, got {values.dtype} with `x` of type "
+            f"`{name}` must be numbers, got {given.dtype}. Convert it with "
+            "`.astype(x.dtype)`."
+        )
+    if jnp.iscomplexobj(given) and not jnp.iscomplexobj(x):
+        raise TypeError(
+            f"`{name}` must be real for real `x`, got {given.dtype} with `x` of type "
             f"{x.dtype}. Take its real part, or make `x` complex."
         )
-    wide = statistics_type(x.real)
-    if jnp.iscomplexobj(values):
-        wide = jnp.promote_types(wide, jnp.complex64)
-    return placement.like(values.astype(wide), x, axes)
+    return given
 
 
-def state(values: BatchNormState, x: Array, axes: tuple[int, ...]) -> BatchNormState:
-    """Running statistics that fit `x`, in the statistics type."""
-    if not isinstance(values, BatchNormState):
+def statistics(given: Any, x: Array, axes: tuple[int, ...]) -> Any:
+    """The fields of a state that fits `x` in the statistics type, without gradient."""
+    _complex("state", given, "`x`", x)
+    fields = given._asdict().items()
+    wide = (vector(f"state.{k}", v, x, axes) for k, v in fields)
+    return lax.stop_gradient(type(given)(*wide))
+
+
+def _complex(name: str, given: Any, other: str, like: Array) -> None:
+    """Refuses a real mean for complex numbers."""
+    if jnp.iscomplexobj(like) and not jnp.iscomplexobj(given.mean):
         raise TypeError(
-            f"`state` must be a BatchNormState, got {type(values).__name__}. "
-            "Create one with `jaxbn.init_state(num_features)`."
+            f"`{name}.mean` must be complex for complex {other}, got "
+            f"{given.mean.dtype}. Create it with "
+            "`jaxbn.init_state(num_features, dtype=x.dtype)`."
         )
-    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(values.mean):
-        raise TypeError(
-            f"`state.mean` must be complex for complex `x`, got {values.mean.dtype}. "
-            "Create it with `jaxbn.init_state(num_features, dtype=x.dtype)`."
-        )
-    mean = vector("state.mean", values.mean, x, axes)
-    return BatchNormState(mean, vector("state.var", values.var, x, axes), values.count)
 
 
-def mask(where: Array | None, x: Array) -> Any:
+def update(given: Any, moments: Any) -> tuple[BatchNormState, Moments]:
+    """A state and the moments of a batch that fit it."""
+    given = record("state", given)
+    moments = same_shape("moments", moments, "state", given)
+    _complex("state", given, "moments", moments.mean)
+    return given, moments
+
+
+def same_shape(name: str, given: Any, other: str, like: Any) -> Moments:
+    """Moments of the shape of other statistics."""
+    given = record(name, given, MOMENTS)
+    if given.mean.shape != like.mean.shape:
+        raise ValueError(
+            f"`{name}` must have the shape {like.mean.shape} of `{other}`, got "
+            f"{given.mean.shape}. Compute them over the same feature axes."
+        )
+    return given
+
+
+def mask(where: Any, x: Array, *, name: str = "where") -> Any:
     """A boolean array of the rank of `x` whose sizes are 1 or those of `x`."""
     if where is None:
         return None
-    where = jnp.asarray(where)
+    where = values.array(name, where)
     if where.dtype != jnp.bool_:
         raise TypeError(
-            f"`where` must be boolean, got {where.dtype}. Write `where != 0`."
+            f"`{name}` must be boolean, got {where.dtype}. Write `{name} != 0`."
         )
     padded = (1,) * (x.ndim - where.ndim) + where.shape
     fits = where.ndim <= x.ndim and all(
@@ -108,75 +152,39 @@ def mask(where: Array | None, x: Array) -> Any:
     if not fits:
         hint = "Add axes of size 1 until it broadcasts"
         if where.shape == x.shape[: where.ndim]:
-            hint = (
-                f"Write `where.reshape({where.shape + (1,) * (x.ndim - where.ndim)})`"
-            )
+            shape = where.shape + (1,) * (x.ndim - where.ndim)
+            hint = f"Write `{name}.reshape({shape})`"
         raise ValueError(
-            f"`where` must broadcast to the shape {x.shape} of `x`, got {where.shape}. "
-            f"{hint}."
+            f"`{name}` must broadcast to the shape {x.shape} of `x`, got "
+            f"{where.shape}. {hint}."
         )
     return placement.mask(where.reshape(padded), x)
 
 
-def residual(values: Array | None, x: Array) -> Any:
+def residual(given: Any, x: Array) -> Any:
     """The array added after normalization, in the type of `x`."""
-    if values is None:
+    if given is None:
         return None
-    values = jnp.asarray(values)
-    if values.shape != x.shape:
+    given = numbers("residual", given, x)
+    if given.shape != x.shape:
         raise ValueError(
-            f"`residual` must have the shape {x.shape} of `x`, got {values.shape}. "
+            f"`residual` must have the shape {x.shape} of `x`, got {given.shape}. "
             "Project or broadcast it first."
         )
-    return placement.like(values.astype(x.dtype), x)
+    return placement.like(given.astype(x.dtype), x)
 
 
-def activation(value: Activation):
-    """The activation as a function, or None."""
-    if value is None or callable(value):
-        return value
-    if value in _ACTIVATIONS:
-        return _ACTIVATIONS[value]
-    known = ", ".join(map(repr, _ACTIVATIONS))
-    raise ValueError(
-        f"`activation` must be one of {known}, a function or None, got {value!r}. "
-        "Pass the function itself, for example `jax.nn.elu`."
-    )
-
-
-def is_named(function: Any) -> bool:
-    """Whether an activation is none, or one of those with a name."""
-    return function is None or any(function is known for known in _ACTIVATIONS.values())
-
-
-def epsilon(value: float) -> float:
-    try:
-        number = float(value)
-    except TypeError as error:
+def axis_names(axis_name: Any) -> AxisName | None:
+    """A name, a tuple of names, or None for no axis at all."""
+    names = values.several(axis_name)
+    if axis_name is None or not names:
+        return None
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(
-            f"`epsilon` must be a Python number, got {value!r}. It is a constant of "
-            "the compiled program."
-        ) from error
-    if not 0 < number < math.inf:
-        raise ValueError(
-            f"`epsilon` must be positive and finite, got {value!r}. "
-            "The usual value is 1e-5."
+            f"`axis_name` must be a name or a tuple of names, got {shown(axis_name)}. "
+            "Pass the name given to `jax.vmap`, `jax.pmap` or the mesh."
         )
-    return number
-
-
-def momentum(value, *, debias: bool):
-    """The weight of the old value; traced values are trusted."""
-    if value is None or isinstance(value, Array):
-        return value
-    inside = 0 <= value < 1 if debias else 0 <= value <= 1
-    if not inside:
-        raise ValueError(
-            f"`momentum` must be in [0, 1), got {value!r}. It is the weight of the old "
-            "value: PyTorch's `momentum` is 1 minus it, and None gives the cumulative "
-            "average."
-        )
-    return float(value)
+    return axis_name if isinstance(axis_name, str) else names
 
 
 def groups(value: AxisGroups | None, axis_name: AxisName | None):
@@ -185,17 +193,30 @@ def groups(value: AxisGroups | None, axis_name: AxisName | None):
         return None
     if axis_name is None:
         raise ValueError(
-            f"`axis_groups` must come with `axis_name`, got {value!r} without one. "
-            "Name the axis whose positions are grouped."
+            f"`axis_groups` must come with `axis_name`, got {shown(value)} without "
+            "one. Name the axis whose positions are grouped."
         )
-    fixed = tuple(tuple(int(i) for i in group) for group in value)
+    options.static("axis_groups", value)
+    listed = values.several(value)
+    if any(isinstance(group, str) or np.ndim(group) != 1 for group in listed):
+        raise TypeError(
+            f"`axis_groups` must be a list of lists, got {shown(value)}. For example "
+            "[[0, 1], [2, 3]]."
+        )
     size = axis_size(axis_name)
+    fixed = tuple(tuple(map(_position, group)) for group in listed)
     if sorted(i for group in fixed for i in group) != list(range(size)):
         raise ValueError(
             f"`axis_groups` must contain each position of 0 to {size - 1} of axis "
-            f"{axis_name!r} once, got {value!r}. List every device in one group."
+            f"{axis_name!r} once, got {shown(value)}. List every device in one group."
         )
     return fixed
+
+
+def _position(value: Any) -> int:
+    """An integer, or -1 for what is none."""
+    number = values.integer(value)
+    return -1 if number is None else number
 
 
 def axis_size(axis_name: AxisName) -> int:
@@ -215,34 +236,4 @@ def enough_values(count: int | None, *, unbiased: bool) -> None:
         raise ValueError(
             "`unbiased` must be False for one value per channel, got True. The "
             "unbiased variance divides by their number minus one."
-        )
-
-
-def same_shape(values: BatchNormState, moments) -> None:
-    if not isinstance(values, BatchNormState):
-        raise TypeError(
-            f"`state` must be a BatchNormState, got {type(values).__name__}. "
-            "Create one with `jaxbn.init_state(num_features)`."
-        )
-    if values.mean.shape != moments.mean.shape:
-        raise ValueError(
-            f"`moments` must have the shape {values.mean.shape} of `state`, got "
-            f"{moments.mean.shape}. Compute them over the same feature axes."
-        )
-    if jnp.iscomplexobj(moments.mean) and not jnp.iscomplexobj(values.mean):
-        raise TypeError(
-            f"`state.mean` must be complex for complex moments, got "
-            f"{values.mean.dtype}. Create it with "
-            "`jaxbn.init_state(num_features, dtype=x.dtype)`."
-        )
-
-
-def share(name: str, value: float | Array) -> None:
-    """Refuses numbers outside [0, 1]; JAX arrays may be traced and are not read."""
-    if isinstance(value, Array):
-        return
-    if not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):
-        raise ValueError(
-            f"`{name}` must be in [0, 1], got {value!r}. It is the weight of the "
-            "example's own statistics; 0 is ordinary evaluation."
         )

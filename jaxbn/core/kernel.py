@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import Kernels
-from jaxbn.core import checks, interpreters, placement
+from jaxbn.core import activation, interpreters, placement
 
 
 def _spread(values, present):
@@ -124,7 +124,7 @@ class Kernel:
         # Under `jax.disable_jit` the compiled call would come back here.
         with jax.disable_jit(False):
             # By operation, where a cache would keep the function of a user.
-            if not (self._has_loops and checks.is_named(params.get("activation"))):
+            if not (self._has_loops and activation.is_named(params.get("activation"))):
                 return self._of_reference(**params)(*operands)
             return _compiled(self.primitive, tuple(sorted(params.items())), *operands)
 

@@ -10,6 +10,7 @@ from jaxbn.backends import dispatch
 from jaxbn.backends.merging import Centered as Centered
 from jaxbn.core import calculus, checks, placement, sync
 from jaxbn.core.primitives import replaced
+from jaxbn.core.records import MOMENTS, record
 from jaxbn.core.types import AxisGroups, AxisName, Moments
 
 
@@ -67,12 +68,11 @@ def moments(
 
 def group_of(axis_name: AxisName | None, axis_groups: AxisGroups | None):
     """Who shares statistics with this device, or None for nobody."""
+    axis_name = checks.axis_names(axis_name)
     groups = checks.groups(axis_groups, axis_name)
     if axis_name is None:
         return None
-    size = checks.axis_size(axis_name)
-    name = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    return sync.Members(name, size, groups)
+    return sync.Members(axis_name, checks.axis_size(axis_name), groups)
 
 
 def public(batch: Centered) -> Moments:
@@ -173,11 +173,21 @@ def merge(first: Moments, second: Moments) -> Moments:
     Returns:
         Moments of that shape.
 
+    Raises:
+        TypeError: if a part is no Moments.
+        ValueError: if shapes differ, or a known count or m2 is negative.
+
     Example:
         >>> x = jnp.arange(6.0).reshape(6, 1)
         >>> jaxbn.merge(jaxbn.moments(x[:2]), jaxbn.moments(x[2:])).mean
         Array([2.5], dtype=float32)
     """
+    first = record("first", first, MOMENTS)
+    return merged(first, checks.same_shape("second", second, "first", first))
+
+
+def merged(first: Moments, second: Moments) -> Moments:
+    """`merge` of checked arguments."""
     count = first.count + second.count
     share = second.count / jnp.maximum(count, 1)
     distance = second.mean - first.mean

@@ -1,17 +1,15 @@
 """The elementwise stage: normalize, scale, shift, add, activate."""
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import Tracer
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import statistics_type
 from jaxbn.backends.xla import along
-from jaxbn.core import calculus, checks
+from jaxbn.core import calculus, checks, options, values
+from jaxbn.core.activation import split
+from jaxbn.core.records import NOT_NEGATIVE, record
 from jaxbn.core.types import Activation, BatchNormState
 
 
@@ -54,7 +52,8 @@ def normalize(
         y, with the shape and type of `x`.
 
     Raises:
-        ValueError: if a shape, `axis`, `epsilon` or `activation` is invalid.
+        ValueError: if a shape, `axis`, `epsilon` or `activation` is invalid, or a known
+            variance is negative.
         TypeError: if `x` is an integer array.
 
     Example:
@@ -65,11 +64,40 @@ def normalize(
     """
     x = checks.array(x)
     axes = checks.feature_axes(x, axis)
-    mean = checks.vector("mean", mean, x, axes)
-    var = checks.vector("var", var, x, axes)
+    hint = "It is a mean of squares."
+    mean, var = values.array("mean", mean), values.array("var", var)
+    options.numbers("var", var, *NOT_NEGATIVE, hint=hint)
+    return normalized(
+        x,
+        checks.vector("mean", mean, x, axes),
+        checks.vector("var", var, x, axes),
+        scale,
+        bias,
+        axes=axes,
+        epsilon=epsilon,
+        activation=activation,
+        residual=residual,
+        implementation=implementation,
+    )
+
+
+def normalized(
+    x,
+    mean,
+    var,
+    scale,
+    bias,
+    *,
+    axes,
+    epsilon,
+    activation,
+    residual,
+    implementation,
+) -> Array:
+    """`normalize` with an array `x`, its feature axes and statistics that fit."""
     scale = checks.vector("scale", scale, x, axes)
     bias = checks.vector("bias", bias, x, axes)
-    slope = lax.rsqrt(var + checks.epsilon(epsilon))
+    slope = lax.rsqrt(var + options.epsilon(epsilon))
     slope = slope if scale is None else slope * scale
     return apply(
         x,
@@ -78,7 +106,7 @@ def normalize(
         jnp.zeros_like(slope) if bias is None else bias,
         checks.residual(residual, x),
         axes=axes,
-        activation=checks.activation(activation),
+        activation=activation,
         implementation=dispatch.choose(implementation, x),
     )
 
@@ -107,7 +135,8 @@ def batch_norm_inference(
         y, with the shape and type of `x`. The running mean is never rounded to it.
 
     Raises:
-        ValueError: if a shape, `axis`, `epsilon` or `activation` is invalid.
+        ValueError: if a shape, `axis`, `epsilon` or `activation` is invalid, or a known
+            statistic is impossible, as a variance below zero or a NaN.
         TypeError: if `x` is an integer array or `state` no BatchNormState.
 
     Example:
@@ -115,14 +144,15 @@ def batch_norm_inference(
         Array([[1., 1.]], dtype=float32)
     """
     x = checks.array(x)
-    state = checks.state(state, x, checks.feature_axes(x, axis))
-    return normalize(
+    axes = checks.feature_axes(x, axis)
+    mean, var, _ = checks.statistics(record("state", state), x, axes)
+    return normalized(
         x,
-        lax.stop_gradient(state.mean),
-        lax.stop_gradient(state.var),
+        mean,
+        var,
         scale,
         bias,
-        axis=axis,
+        axes=axes,
         epsilon=epsilon,
         activation=activation,
         residual=residual,
@@ -142,12 +172,12 @@ def apply(
     implementation,
 ) -> Array:
     """activation(slope * (x - center) + offset + residual) on checked arguments."""
+    inside, after = split(activation, x)
     if jnp.iscomplexobj(x):
         distance = x - along(center, x, axes)
         y = distance * along(slope, x, axes) + along(offset, x, axes)
         y = y if residual is None else y + residual
-        return (y if activation is None else activation(y)).astype(x.dtype)
-    inside, after = split_activation(activation, x)
+        return y if after is None else after(y)
     (y,) = calculus.expand(
         residual,
         None,
@@ -161,30 +191,3 @@ def apply(
         implementation=implementation,
     )
     return y if after is None else after(y)
-
-
-def split_activation(activation, x: Array) -> tuple[Any, Any]:
-    """The part of the activation inside of the kernels and the part after them.
-
-    A kernel is compiled by itself, with its activation as a hashable constant, and
-    differentiates it in forward mode. What closes over a traced array, as a learned
-    slope, or has a rule for reverse mode alone, as a straight-through estimator,
-    follows as a function of its own.
-    """
-    if checks.is_named(activation):
-        return activation, None
-
-    def after(y):
-        return activation(y.astype(statistics_type(y))).astype(y.dtype)
-
-    constants = jax.make_jaxpr(after)(x).consts
-    fixed = not any(isinstance(value, Tracer) for value in constants)
-    if isinstance(activation, Hashable) and fixed and _has_tangent(after, x):
-        return activation, None
-    return None, after
-
-
-def _has_tangent(function: Callable, x: Array) -> bool:
-    """Whether a function has a derivative in forward mode too."""
-    text = str(jax.make_jaxpr(lambda x: jax.jvp(function, (x,), (x,)))(x))
-    return "custom_lin" not in text  # stands for a rule that only reverse mode can run

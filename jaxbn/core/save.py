@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbn.core import by_input, by_output
+from jaxbn.core.options import one_of
 
 Save = Literal["input", "output", "recompute"]
 """What is kept, see `jaxbn.batch_norm`."""
@@ -14,11 +15,8 @@ Save = Literal["input", "output", "recompute"]
 
 def check(save: Save, activation: Callable | None, x: Array) -> Save:
     """Validates `save` for this input and activation."""
-    if save not in ("input", "output", "recompute"):
-        raise ValueError(
-            "`save` must be 'input', 'output' or 'recompute', got "
-            f"{save!r}. Leave it out unless memory is short."
-        )
+    hint = "Leave it out unless memory is short."
+    one_of("save", save, ("input", "output", "recompute"), hint=hint)
     if save != "input" and jnp.iscomplexobj(x):
         raise NotImplementedError(
             f"`save` must be 'input' for complex `x`, got {save!r}. Leave it out."

@@ -1,17 +1,18 @@
 """Running statistics: how they start and how a batch changes them."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxbn.core import checks, placement
+from jaxbn.core import checks, options, placement
 from jaxbn.core.types import BatchNormState, Moments
+
+_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 def init_state(
@@ -27,38 +28,20 @@ def init_state(
         A state whose three leaves have the shape of the feature axes.
 
     Raises:
-        TypeError: if a size is no integer, of Python or NumPy.
+        TypeError: if a size is no integer, or `dtype` neither floating point nor
+            complex.
         ValueError: if a size is negative.
 
     Example:
         >>> jaxbn.init_state(2).var
         Array([1., 1.], dtype=float32)
     """
-    shape = feature_shape(num_features)
-    mean = jnp.zeros(shape, dtype)
+    shape = options.sizes("num_features", num_features)
+    mean = jnp.zeros(shape, options.inexact("dtype", dtype))
     real = mean.real.dtype
     # In 16 bits a count would stop at 256.
     count = jnp.zeros(shape, real if real.itemsize >= 4 else jnp.float32)
     return BatchNormState(mean, jnp.ones(shape, real), count)
-
-
-def feature_shape(num_features: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes of the feature axes as Python integers."""
-    sizes: tuple[Any, ...] = (num_features,)
-    if isinstance(num_features, Iterable) and np.ndim(num_features) > 0:
-        sizes = tuple(num_features)
-    if not all(isinstance(n, int | np.integer) for n in sizes):
-        raise TypeError(
-            "`num_features` must be an integer or a tuple of integers, got "
-            f"{type(num_features).__name__}. It is the size of the feature axis, for "
-            "example `x.shape[-1]`."
-        )
-    if any(n < 0 for n in sizes):
-        raise ValueError(
-            f"`num_features` must not be negative, got {num_features!r}. It is the "
-            "size of the feature axis."
-        )
-    return tuple(map(int, sizes))
 
 
 def update(
@@ -95,25 +78,52 @@ def update(
         The new state, in the types of the old one and sharded like it.
 
     Raises:
-        ValueError: if `momentum` is out of range or shapes differ.
+        TypeError: if `state` or `moments` is of another type, or an option no number
+            or bool.
+        ValueError: if `momentum` is out of range, shapes differ, or a known value is
+            impossible, as a negative count or a mean that is not finite.
 
     Example:
         >>> batch = jaxbn.moments(jnp.array([[1.0], [3.0]]))
         >>> jaxbn.update(jaxbn.init_state(1), batch).mean
         Array([2.], dtype=float32)
     """
-    momentum = checks.momentum(momentum, debias=debias)
-    checks.same_shape(state, moments)
+    how = average_of(momentum, debias, unbiased, skip_nonfinite)
+    return updated(*checks.update(state, moments), how)
+
+
+class Average(NamedTuple):
+    """How a batch changes the running statistics, see `update`."""
+
+    momentum: Any
+    debias: bool
+    unbiased: bool
+    skip_nonfinite: bool
+
+
+def average_of(momentum, debias, unbiased, skip_nonfinite) -> Average:  # noqa: FBT
+    """The options of `update`, checked."""
+    debias = options.flag("debias", debias)
+    return Average(
+        options.momentum(momentum, debias=debias),
+        debias,
+        options.flag("unbiased", unbiased),
+        options.flag("skip_nonfinite", skip_nonfinite),
+    )
+
+
+def updated(state: BatchNormState, moments: Moments, how: Average) -> BatchNormState:
+    """`update` of checked arguments."""
     given, moments = lax.stop_gradient((state, moments))
     moments, state = placement.alike((moments, given))
-    freedom = moments.count - 1 if unbiased else moments.count
+    freedom = moments.count - 1 if how.unbiased else moments.count
     var = moments.m2 / jnp.maximum(freedom, 1)
     taken = moments.count > 0
-    if skip_nonfinite:
+    if how.skip_nonfinite:
         finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.m2)
         taken &= jnp.all(finite | ~taken)
     count = state.count + 1
-    weight = _weight(momentum, count, debias=debias)
+    weight = weight_of_new(how, count.astype(var.dtype))
 
     def average(old, new, where):
         # The state may be narrower or wider than the moments.
@@ -129,13 +139,15 @@ def update(
     return BatchNormState(*map(placement.like, new, given))
 
 
-def _weight(momentum, count: Array, *, debias: bool) -> Array | float:
-    if momentum is None:
+def weight_of_new(how: Average, count: Array) -> Array | float:
+    """The weight of the new value, for a batch that is the `count`-th."""
+    if how.momentum is None:
         return 1 / count
-    if not debias:
-        return 1 - momentum
-    if isinstance(momentum, jax.Array):
-        logarithm = jnp.log(momentum)
+    if not how.debias:
+        return 1 - how.momentum
+    # The logarithm of zero would stop `jax.debug_infs`; of this it is -87.
+    if isinstance(how.momentum, Array):
+        logarithm = jnp.log(jnp.maximum(how.momentum, _TINY))
     else:
-        logarithm = math.log(momentum) if momentum > 0 else -math.inf
-    return (1 - momentum) / -jnp.expm1(count * logarithm)
+        logarithm = math.log(max(how.momentum, _TINY))
+    return (1 - how.momentum) / -jnp.expm1(count * logarithm)

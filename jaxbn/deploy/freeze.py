@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks
+from jaxbn.core import checks, options
 from jaxbn.core import implementation as implementations
 from jaxbn.core.normalize import apply
+from jaxbn.core.records import record
 from jaxbn.core.types import Activation, BatchNormState
 
 
@@ -44,7 +45,7 @@ class Frozen(NamedTuple):
             checks.vector("offset", self.offset, x, axes),
             checks.residual(residual, x),
             axes=axes,
-            activation=checks.activation(activation),
+            activation=activation,
             implementation=implementations.choose(implementation, x),
         )
 
@@ -81,11 +82,12 @@ def freeze(
         >>> frozen(jnp.array([[1.0], [3.0]])).ravel()
         Array([1., 3.], dtype=float32)
     """
-    axes = tuple(range(jnp.ndim(getattr(state, "mean", 0))))
-    state = checks.state(state, getattr(state, "mean", jnp.zeros(())), axes)
+    state = record("state", state)
+    axes = tuple(range(state.mean.ndim))
+    state = checks.statistics(state, state.mean, axes)
     scale = checks.vector("scale", scale, state.mean, axes)
     bias = checks.vector("bias", bias, state.mean, axes)
-    slope = lax.rsqrt(state.var + checks.epsilon(epsilon))
+    slope = lax.rsqrt(state.var + options.epsilon(epsilon))
     return lax.stop_gradient(
         Frozen(
             state.mean,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbn.core import checks
+from jaxbn.core.activation import function_of
 from jaxbn.deploy.fold_calls import STACKED, Call, first_of, pads
 from jaxbn.deploy.model import is_norm
 
@@ -58,7 +58,7 @@ def rest_of(norm: Any, output_type: Any) -> Any:
 
         def __call__(self, x: Array, *_, residual: Array | None = None, **__) -> Array:
             y = x if residual is None else x + residual
-            function = checks.activation(self.activation)
+            function = function_of(self.activation)
             y = y if function is None else function(y)
             return y.astype(self.dtype)
 

@@ -77,7 +77,7 @@ def accumulate(
         >>> state.mean, state.var
         (Array([1.5], dtype=float32), Array([1.25], dtype=float32))
     """
-    jax.tree.map(checks.same_shape, states, moments, is_leaf=_is_state)
+    jax.tree.map(checks.update, states, moments, is_leaf=_is_state)
     add = functools.partial(jax.tree.map, is_leaf=lambda m: isinstance(m, Moments))
     # What is accumulated may be narrower or wider than the moments.
     with jax.numpy_dtype_promotion("standard"):

@@ -1,18 +1,19 @@
 """Statistics per domain: AdvProp, domain adaptation, several data sets in one model."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, placement
+from jaxbn.core import checks, options, placement, values
 from jaxbn.core import implementation as implementations
-from jaxbn.core.by_domain import by_domain, checked
+from jaxbn.core.by_domain import by_domain, checked, in_range
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
-from jaxbn.core.state import init_state, update
+from jaxbn.core.state import average_of, init_state, updated
 from jaxbn.core.types import (
     Activation,
     AxisGroups,
@@ -22,7 +23,9 @@ from jaxbn.core.types import (
 )
 
 
-def init_domain_state(num_domains: int, num_features: int) -> BatchNormState:
+def init_domain_state(
+    num_domains: int, num_features: int | Sequence[int]
+) -> BatchNormState:
     """Running statistics for each domain: leaves of shape (num_domains, C).
 
     Args:
@@ -36,12 +39,9 @@ def init_domain_state(num_domains: int, num_features: int) -> BatchNormState:
         >>> init_domain_state(2, 3).var.shape
         (2, 3)
     """
-    if num_domains < 1:
-        raise ValueError(
-            f"`num_domains` must be at least 1, got {num_domains!r}. Use 2 for clean "
-            "and adversarial examples."
-        )
-    return init_state((num_domains, num_features))
+    hint = "Use 2 for clean and adversarial examples."
+    number = options.count("num_domains", num_domains, hint=hint)
+    return init_state((number, *options.sizes("num_features", num_features)))
 
 
 def domain_batch_norm(
@@ -88,8 +88,8 @@ def domain_batch_norm(
         y, with the shape and type of `x`, and the states for the next call.
 
     Raises:
-        ValueError: if a shape is invalid.
-        TypeError: if `domain` is not an integer.
+        ValueError: if a shape is invalid, or a known domain is not one of `states`.
+        TypeError: if `domain` is not an integer, or `states` no BatchNormState.
 
     Reference:
         Xie et al., Adversarial examples improve image recognition, 2019.
@@ -102,13 +102,14 @@ def domain_batch_norm(
         >>> y.ravel().round(3), states.mean.ravel()
         (Array([-1.,  1., -1.,  1.], dtype=float32), Array([ 2., 20.], dtype=float32))
     """
-    x, feature, ids = checked(x, states, domain, axis)
+    x, feature, states, ids = checked(x, states, domain, axis)
+    how = average_of(momentum, debias, unbiased, skip_nonfinite)
     axes, members = (feature,), group_of(axis_name, axis_groups)
     kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
-    floor = checks.epsilon(epsilon)
+    floor = options.epsilon(epsilon)
+    where, residual = checks.mask(where, x), checks.residual(residual, x)
 
     def run(x, states, ids, scale, bias, where, residual):
-        where = checks.mask(where, x)
         if where is not None:
             x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
         column = ids.reshape(-1, *[1] * (x.ndim - 1))
@@ -135,15 +136,7 @@ def domain_batch_norm(
 
     run = placement.automatic(run, x, x, Moments(*states))
     y, batch = run(x, states, ids, scale, bias, where, residual)
-    new = update(
-        states,
-        batch,
-        momentum=momentum,
-        debias=debias,
-        unbiased=unbiased,
-        skip_nonfinite=skip_nonfinite,
-    )
-    return y, new
+    return y, updated(states, batch, how)
 
 
 def domain_batch_norm_inference(
@@ -174,12 +167,13 @@ def domain_batch_norm_inference(
         >>> domain_batch_norm_inference(x, states, domain=domain).ravel().round(3)
         Array([ 0., -4.], dtype=float32)
     """
-    x, feature, ids = checked(x, states, domain, axis)
+    x, feature, states, ids = checked(x, states, domain, axis)
     kernel = {"implementation": implementations.choose(implementation, x)}
+    floor, residual = options.epsilon(epsilon), checks.residual(residual, x)
 
     def run(x, states, ids, scale, bias, residual):
         old = _wide(states, x)
-        slope = lax.rsqrt(old.var + checks.epsilon(epsilon))
+        slope = lax.rsqrt(old.var + floor)
         slope = slope * by_domain("scale", scale, old, neutral=1)
         offset = by_domain("bias", bias, old, neutral=0)
         arrays = (x, old.mean, slope, offset, ids)
@@ -201,14 +195,27 @@ def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> A
     Returns:
         The tree with leaves of one domain.
 
+    Raises:
+        TypeError: if `domain` is no integer.
+        ValueError: if a leaf has no such domain.
+
     Example:
         >>> strip_domain(init_domain_state(2, 3), 0).mean.shape
         (3,)
     """
 
+    hint = "It numbers the domains from 0."
+    domain = options.count("domain", domain, least=0, hint=hint)
+    if num_domains is not None:
+        num_domains = options.count("num_domains", num_domains, hint=hint)
+        in_range("domain", domain, num_domains)
+
     def strip(leaf):
-        own = num_domains is None or (leaf.ndim > 1 and leaf.shape[0] == num_domains)
-        return leaf[domain] if own else leaf
+        leaf = values.array("tree", leaf)
+        if num_domains is not None and (leaf.ndim < 2 or len(leaf) != num_domains):
+            return leaf
+        in_range("domain", domain, len(leaf) if leaf.ndim else 0)
+        return leaf[domain]
 
     return jax.tree.map(strip, tree)
 
@@ -226,8 +233,8 @@ def _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
         center[ids],
         slope[ids],
         offset[ids],
-        checks.residual(residual, x),
+        residual,
         axes=(0, feature),
-        activation=checks.activation(activation),
+        activation=activation,
         implementation=same,
     )

@@ -1,15 +1,15 @@
 """Evaluation with a share of each example's own statistics."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks
+from jaxbn.core import checks, options
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.moments import moments
-from jaxbn.core.normalize import normalize
+from jaxbn.core.normalize import normalized
+from jaxbn.core.records import record
 from jaxbn.core.types import Activation, BatchNormState
+from jaxbn.core.values import shown
 
 _POINTS, _ROUNDS = 17, 4
 
@@ -68,27 +68,27 @@ def eval_blend(
         Array([0.   , 1.414], dtype=float32)
     """
     x = checks.array(x)
-    axes = checks.feature_axes(x, axis)
-    _check(x, axes, alpha)
-    state = lax.stop_gradient(checks.state(state, x, axes))
+    feature = checks.one_feature_axis(x, axis)
+    axes = (0, feature)
+    mean, var, _ = checks.statistics(record("state", state), x, (feature,))
     own = moments(
         x,
-        axis=(0, *axes),
+        axis=axes,
         where=where,
         implementation=implementation,
     )
     share = jnp.where(own.count > 0, _weight(alpha, own.m2), 0)
-    mean, var = (jnp.broadcast_to(v, own.m2.shape) for v in (state.mean, state.var))
+    mean, var = (jnp.broadcast_to(v, own.m2.shape) for v in (mean, var))
     distance = own.mean - mean
     own_var = own.m2 / jnp.maximum(own.count, 1)
     between = share * (1 - share) * jnp.square(distance)
-    return normalize(
+    return normalized(
         x,
         mean + share * distance,
         (1 - share) * var + share * own_var + between,
-        _each(scale, x),
-        _each(bias, x),
-        axis=(0, *axes),
+        _each("scale", scale, x, feature),
+        _each("bias", bias, x, feature),
+        axes=axes,
         epsilon=epsilon,
         activation=activation,
         residual=residual,
@@ -138,7 +138,12 @@ def fit_eval_blend(
     """
     x = checks.array(x)
     axes = checks.feature_axes(x, axis)
-    _check(x[0] if x.ndim else x, tuple(a - 1 for a in axes), 0.0)
+    if x.ndim < 3 or len(axes) != 1 or axes[0] < 2:
+        raise ValueError(
+            "`axis` must not be the first axis of a batch, behind the axis of batches "
+            f"of `x` with shape {x.shape}, got {shown(axis)}. Stack the inputs of "
+            "several steps: shape (batches, examples, ..., channels)."
+        )
     valid = jnp.ones((1,) * x.ndim, bool) if where is None else checks.mask(where, x)
     valid = jnp.broadcast_to(valid, x.shape)
     feature = axes[0] - 1
@@ -164,29 +169,19 @@ def fit_eval_blend(
     return lax.stop_gradient(lax.scan(refine, start, length=_ROUNDS)[1][-1])
 
 
-def _each(vector: Array | None, x: Array) -> Array | None:
+def _each(name: str, vector: Array | None, x: Array, feature: int) -> Array | None:
     """A vector of shape (C,) for each example, in the type of statistics."""
+    vector = checks.vector(name, vector, x, (feature,))
     if vector is None:
         return None
-    vector = jnp.asarray(vector)
     return jnp.broadcast_to(vector, (x.shape[0], *vector.shape))
 
 
 def _weight(alpha: float | Array, like: Array) -> Array:
-    weight = jnp.asarray(alpha, like.dtype)
-    try:
-        return jnp.broadcast_to(weight, like.shape)
-    except ValueError as error:
+    weight = jnp.asarray(options.share("alpha", alpha), like.dtype)
+    if weight.shape not in ((), like.shape[1:]):
         raise ValueError(
             f"`alpha` must be a number or have shape {like.shape[1:]}, got "
             f"{weight.shape}. It is one weight, or one for each channel."
-        ) from error
-
-
-def _check(x: Array, axes: Sequence[int], alpha: float | Array) -> None:
-    if x.ndim < 2 or min(axes) < 1:
-        raise ValueError(
-            f"`axis` must not be the first axis of a batch with shape {x.shape}, got "
-            "it. The first axis lists the examples; move the features behind it."
         )
-    checks.share("alpha", alpha)
+    return jnp.broadcast_to(weight, like.shape)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, placement, sync
+from jaxbn.core import checks, options, placement, sync
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
-from jaxbn.core.state import update as update_state
+from jaxbn.core.records import record
+from jaxbn.core.state import Average, average_of, updated
 from jaxbn.core.types import Activation, AxisName, BatchNormState, Moments
 
 
@@ -76,24 +77,23 @@ def ghost_batch_norm(
         >>> y.ravel().round(3), state.mean
         (Array([-1.,  1., -1.,  1.], dtype=float32), Array([11.], dtype=float32))
     """
-    options = {
-        "momentum": momentum,
-        "debias": debias,
-        "unbiased": unbiased,
-        "skip_nonfinite": skip_nonfinite,
-    }
+    x = checks.array(x)
+    feature = checks.one_feature_axis(x, axis)
+    how = average_of(momentum, debias, unbiased, skip_nonfinite)
+    hint = "It says how the running statistics follow the groups."
+    options.one_of("update", update, ("pooled", "sequential"), hint=hint)
+    axis_name = checks.axis_names(axis_name)
+    groups, spread = _groups(x, ghost_batch_size, axis_name)
+    state, where = record("state", state), checks.mask(where, x)
+    checks.statistics(state, x, (feature,))  # here, as all that names a shape
+    scale = checks.vector("scale", scale, x, (feature,))
+    bias = checks.vector("bias", bias, x, (feature,))
+    residual = checks.residual(residual, x)
 
     def run(x, state, scale, bias, where, residual):
-        (feature,) = checks.feature_axes(x, axis)
-        groups, spread = _groups(x, feature, ghost_batch_size, axis_name)
         if not groups:
             return x, state  # no examples, on any device
         split = (groups, x.shape[0] // groups, *x.shape[1:])
-        where = checks.mask(where, x)
-        # Here, for errors that name the caller's shapes.
-        checks.state(state, x, (feature,))
-        scale = checks.vector("scale", scale, x, (feature,))
-        bias = checks.vector("bias", bias, x, (feature,))
         y, batch = batch_norm(
             x.reshape(split),
             _per_group(state, groups),
@@ -106,7 +106,7 @@ def ghost_batch_norm(
             momentum=0.0,  # The state of each group is then its own statistics.
             epsilon=epsilon,
             activation=activation,
-            residual=None if residual is None else _like(residual, x).reshape(split),
+            residual=None if residual is None else residual.reshape(split),
             implementation=implementation,
         )
         parts = _moments(
@@ -119,25 +119,20 @@ def ghost_batch_norm(
         if axis_name is not None:
             share = _pooled if update == "pooled" else _listed
             parts = share(parts, spread, axis_name)
-        return y.reshape(x.shape), _updated(state, parts, update, options)
+        return y.reshape(x.shape), _updated(state, parts, update, how)
 
-    x = checks.array(x)
     run = placement.automatic(run, x, x, state)
     return run(x, state, scale, bias, where, residual)
 
 
-def _groups(x: Array, feature: int, size: int, axis_name):
+def _groups(x: Array, size: int, axis_name):
     """Groups on this device, and the devices of each group if those are several."""
-    local = x.shape[0]
-    if feature == 0:
-        raise ValueError(
-            f"`axis` must not be the first axis of `x` with shape {x.shape}, got it. "
-            "The first axis lists the examples; move the features behind it."
-        )
-    if size >= 1 and local % size == 0:
+    hint = "It is the number of examples that share statistics."
+    local, size = x.shape[0], options.count("ghost_batch_size", size, hint=hint)
+    if local % size == 0:
         return local // size, None
     devices = 1 if axis_name is None else checks.axis_size(axis_name)
-    shared = size // local if size >= 1 and local else 0
+    shared = size // local if local else 0
     if not shared or size % local or devices % shared:
         raise ValueError(
             f"`ghost_batch_size` must divide the {local} examples on each device, or "
@@ -156,12 +151,6 @@ def _per_group(values, groups: int):
         return jnp.broadcast_to(value, (groups, *value.shape))
 
     return jax.tree.map(repeat, values)
-
-
-def _like(residual: Array, x: Array) -> Array:
-    checked = checks.residual(residual, x)
-    assert checked is not None
-    return checked
 
 
 def _split_mask(where: Array, split: tuple[int, ...]) -> Array:
@@ -200,16 +189,11 @@ def _listed(parts: Moments, spread, axis_name) -> Moments:
     return Moments(*listed.swapaxes(0, 1).reshape(3, -1, *parts.mean.shape[1:]))
 
 
-def _updated(state, parts: Moments, how: str, options) -> BatchNormState:
-    if how == "pooled":
-        return update_state(state, pool(parts), **options)
-    if how == "sequential":
+def _updated(state, parts: Moments, order: str, how: Average) -> BatchNormState:
+    if order == "pooled":
+        return updated(state, pool(parts), how)
 
-        def step(state, part):
-            return update_state(state, part, **options), None
+    def step(state, part):
+        return updated(state, part, how), None
 
-        return lax.scan(step, state, parts)[0]
-    raise ValueError(
-        f"`update` must be 'pooled' or 'sequential', got {how!r}. It says how the "
-        "running statistics follow the groups."
-    )
+    return lax.scan(step, state, parts)[0]

@@ -1,4 +1,4 @@
-"""What a layer of each variant calls, whoever holds its variables.
+"""What a layer of each kind calls, whoever holds its variables.
 
 Classes to inherit from: the modules of Flax add what is said about them in annotations.
 """
@@ -10,15 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import checks
+from jaxbn.core import checks, options
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state
+from jaxbn.core.types import BatchNormState
 from jaxbn.variants import domains, eval_blend, ghost, renorm, timestep
 
 
 class Hooks:
-    """Those of ordinary batch normalization."""
+    """Those that all kinds share."""
 
     suffix: Any = ""
     """Of the names of the statistics."""
@@ -26,15 +27,29 @@ class Hooks:
     """Whether mean and var are those of everything that the layer is called on."""
     shared_affine: Any = True
     """Whether scale and bias have the shape of the features only."""
+    always_counts: Any = False
+    """Whether the number of updates matters for more than the average."""
+    trains_in_init: Any = False
+    """Whether `init` normalizes with the batch, and not with initial statistics."""
+    statistics: Any = BatchNormState
+    """The type of the running statistics."""
+    fixed: Any = ()
+    """The options that keep their default, since there is no such training."""
 
     axis: Any
+    axis_name: Any
+    axis_groups: Any
+    axis_index_groups: Any
+    momentum: Any
+    epsilon: Any
+    activation: Any
+    debias: Any
+    unbiased: Any
+    skip_nonfinite: Any
+    save: Any
+    implementation: Any
 
-    def _features(self, x: Array) -> int:
-        """The length of the feature axis."""
-        (place,) = checks.feature_axes(x, self.axis)
-        return x.shape[place]
-
-    def _start(self, features: int) -> Any:
+    def _start(self, features: tuple[int, ...]) -> Any:
         """The statistics before the first batch."""
         return init_state(features)
 
@@ -44,12 +59,103 @@ class Hooks:
     def _evaluate(self, where: Array | None) -> Callable[..., Array]:
         return batch_norm_inference
 
+    def _training(self, *, initial: bool) -> dict[str, Any]:
+        """The options of training; in `init` nothing is shared or stored."""
+        found = {
+            "axis_name": None if initial else self.axis_name,
+            "axis_groups": None if initial else self._groups(),
+            "save": self.save,
+            "momentum": self.momentum,
+            "debias": self.debias,
+            "unbiased": self.unbiased and not initial,
+            "skip_nonfinite": self.skip_nonfinite,
+        }
+        for name in self.fixed:
+            if (value := found.pop(name)) not in (None, "input"):
+                raise ValueError(
+                    f"`{name}` must be the default for {type(self).__name__}, got "
+                    f"{value!r}. Leave it out."
+                )
+        return found
+
+    def _groups(self) -> Any:
+        """The positions that share statistics, by Flax's name or by ours."""
+        if self.axis_index_groups is None or self.axis_name is None:
+            return self.axis_groups
+        if self.axis_groups is not None:
+            raise ValueError(
+                "`axis_index_groups` must be None with `axis_groups`, got "
+                f"{self.axis_index_groups!r} and {self.axis_groups!r}. They mean the "
+                "same: give one."
+            )
+        return self.axis_index_groups
+
+    def _names(self) -> dict[str, str]:
+        """The names of the variables of the statistics, by those of their fields."""
+        averages = self.debias or self.momentum is None
+        counts = self.always_counts or averages
+        fields = [k for k in self.statistics._fields if k != "count" or counts]
+        return {field: field + self.suffix for field in fields}
+
+    def _evaluates(self, use_running_average: Any) -> bool:
+        """Whether the layer normalizes with the running statistics."""
+        return options.flag("use_running_average", use_running_average)
+
+    def _features(self, x: Array) -> tuple[int, ...]:
+        """The sizes of the feature axes."""
+        return tuple(x.shape[axis] for axis in checks.feature_axes(x, self.axis))
+
+    def _sizes(self, num_features: Any) -> tuple[int, ...]:
+        """The same where they are given."""
+        return options.sizes("num_features", num_features)
+
+    def _as_state(self, stored: dict[str, Array], x: Array) -> Any:
+        """The statistics, from what is stored of them, for `x` of this type."""
+        mean = stored["mean"]
+        # A complex mean may start as a real one.
+        mean = mean.astype(jnp.promote_types(mean.dtype, x.dtype))
+        count = jnp.zeros(mean.shape, jnp.float32)
+        return self.statistics(**{"count": count, **stored, "mean": mean})
+
+    def _run(
+        self,
+        x: Array,
+        state: Any,
+        scale: Array | None,
+        bias: Array | None,
+        *,
+        evaluates: bool,
+        initial: bool = False,
+        mask: Array | None,
+        **others: Any,
+    ) -> tuple[Array, Any]:
+        """The result and, after training, the new statistics."""
+        where = checks.mask(mask, x, name="mask")
+        others |= {
+            "axis": self.axis,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+            "implementation": self.implementation,
+        }
+        if evaluates or (initial and not self.trains_in_init):
+            return self._evaluate(where)(x, state, scale, bias, **others), None
+        others |= self._training(initial=initial)
+        y, new = self._train(state)(x, state, scale, bias, where=where, **others)
+        return y, None if initial else new
+
+
+class Ordinary(Hooks):
+    """Statistics of the batch."""
+
+    trains_in_init = True
+
 
 class Ghost(Hooks):
     """Statistics of groups of examples."""
 
     ghost_batch_size: Any
     update: Any
+    fixed = ("axis_groups", "save")
 
     def _train(self, state):
         sizes = {"ghost_batch_size": self.ghost_batch_size, "update": self.update}
@@ -61,7 +167,10 @@ class Renorm(Hooks):
 
     r_max: Any
     d_max: Any
+    statistics = renorm.RenormState
     has_moments = False
+    always_counts = True  # the bounds follow a schedule
+    fixed = ("save",)
 
     def _start(self, features):
         return renorm.init_renorm_state(features)
@@ -72,8 +181,8 @@ class Renorm(Hooks):
         return functools.partial(renorm.batch_renorm, **now)
 
     def _evaluate(self, where):
-        def evaluate(*arrays, epsilon, **options):  # which is in sigma already
-            return renorm.batch_renorm_inference(*arrays, **options)
+        def evaluate(*arrays, epsilon, **others):  # which is in sigma already
+            return renorm.batch_renorm_inference(*arrays, **others)
 
         return evaluate
 
@@ -99,7 +208,7 @@ class Domain(Hooks):
     """Statistics for each domain."""
 
     num_domains: Any
-    suffix, has_moments = "_of_each", False
+    suffix, has_moments, fixed = "_of_each", False, ("save",)
 
     def _start(self, features):
         return domains.init_domain_state(self.num_domains, features)
@@ -115,8 +224,7 @@ class EvalBlend(Hooks):
     """A share of each example's own statistics at evaluation."""
 
     def _first_alpha(self, alpha: float | Array) -> Array:
-        checks.share("alpha", alpha)
-        return jnp.asarray(alpha)
+        return jnp.asarray(options.share("alpha", alpha), jnp.float32)
 
     def _alpha(self) -> Array:
         raise NotImplementedError

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from jaxbn.core import checks, placement
+from jaxbn.core import checks, options, placement
 from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
-from jaxbn.core.state import feature_shape
+from jaxbn.core.records import COUNT, FINITE, STATE, Kind, Rule, record
+from jaxbn.core.state import Average, average_of, weight_of_new
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
 
@@ -41,7 +43,7 @@ def init_renorm_state(num_features: int | Sequence[int]) -> RenormState:
         >>> init_renorm_state(2).sigma
         Array([1., 1.], dtype=float32)
     """
-    shape = feature_shape(num_features)
+    shape = options.sizes("num_features", num_features)
     mean, sigma = jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32)
     return RenormState(mean, sigma, jnp.zeros_like(mean))
 
@@ -58,11 +60,14 @@ def batch_renorm(
     axis_name: AxisName | None = None,
     axis_groups: AxisGroups | None = None,
     where: Array | None = None,
-    momentum: float | Array = 0.99,
+    momentum: float | Array | None = 0.99,
     epsilon: float = 1e-5,
     activation: Activation = None,
     residual: Array | None = None,
     implementation: str | None = None,
+    debias: bool = True,
+    unbiased: bool = False,
+    skip_nonfinite: bool = False,
 ) -> tuple[Array, RenormState]:
     """Normalizes `x`, corrected towards the running statistics within bounds.
 
@@ -71,10 +76,10 @@ def batch_renorm(
         d = clip((mean_B - mean) / sigma, -d_max, d_max)
 
     with sigma_B = sqrt(var_B + epsilon), and r and d constant in the derivative. Where
-    neither is clipped, y is what evaluation gives. Then mean and sigma move by
-    (1 - momentum) towards those of the batch. The derivative is that of the stages one
-    after the other: exact to every order, from `x` and vectors alone, with more passes
-    over memory than that of `jaxbn.batch_norm`.
+    neither is clipped, y is what evaluation gives. Then mean and sigma move towards
+    those of the batch, by (1 - momentum) without `debias`. The derivative is that of
+    the stages one after the other: exact to every order, from `x` and vectors alone,
+    with more passes over memory than that of `jaxbn.batch_norm`.
 
     Args:
         x: a batch of any rank; float16, bfloat16, float32 or float64.
@@ -82,7 +87,8 @@ def batch_renorm(
         scale, bias: the shape of the feature axes. Default: one and zero.
         r_max: at least 1; may be traced. 1 with `d_max=0` is batch normalization.
         d_max: at least 0; may be traced.
-        momentum: weight of the old running value, in [0, 1); may be traced.
+        momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`, for sigma in
+            place of the variance.
         axis, axis_name, axis_groups, where, epsilon, activation, residual,
             implementation: as in `jaxbn.batch_norm`.
 
@@ -110,9 +116,11 @@ def batch_renorm(
     if where is not None:
         x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
     members = group_of(axis_name, axis_groups)
+    how = average_of(momentum, debias, unbiased, skip_nonfinite)
+    state = record("state", state, _STATE)
     kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
-    floor = checks.epsilon(epsilon)
-    old = lax.stop_gradient(_checked(state, x, axes))
+    floor = options.epsilon(epsilon)
+    old = checks.statistics(state, x, axes)
     batch = shared_moments(local_moments(x, where, **kernel), members)
     seen = jnp.asarray(batch.count) > 0
     sigma = jnp.where(seen, 1 / batch.inverse(floor), old.sigma)
@@ -131,12 +139,14 @@ def batch_renorm(
         slope,
         offset if bias is None else offset + bias,
         checks.residual(residual, x),
-        activation=checks.activation(activation),
+        activation=activation,
         **kernel,
     )
-    return y, _moved(
-        state, distance, sigma, seen, checks.momentum(momentum, debias=True)
-    )
+    if how.unbiased:  # one value tells no spread
+        freedom = jnp.asarray(batch.count) - 1
+        wider = 1 / batch._replace(count=freedom).inverse(floor)
+        sigma = jnp.where(freedom > 0, wider, old.sigma)
+    return y, _moved(state, distance, sigma, seen, how)
 
 
 def batch_renorm_inference(
@@ -167,6 +177,7 @@ def batch_renorm_inference(
         Array([[2.]], dtype=float32)
     """
     epsilon = jnp.finfo(jnp.float32).tiny.item()
+    state = record("state", state, _STATE)
     var = jnp.square(state.sigma)
     return batch_norm_inference(
         x,
@@ -181,43 +192,40 @@ def batch_renorm_inference(
     )
 
 
+_STATE = Kind(
+    RenormState,
+    "Create one with `init_renorm_state(num_features)`.",
+    {
+        "mean": FINITE,
+        "sigma": Rule(lambda v: np.isfinite(v) & (v > 0), "finite and positive"),
+        "count": COUNT,
+    },
+    STATE.repair,
+)
+
+
 def _correction(sigma, distance, old: RenormState, r_max, d_max):
-    for name, value, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
-        if not isinstance(value, Array) and not value >= least:
-            raise ValueError(
-                f"`{name}` must be at least {least}, got {value!r}. With r_max=1 and "
-                "d_max=0 it is batch normalization."
-            )
+    hint = "With r_max=1 and d_max=0 it is batch normalization."
+    r_max = options.numbers("r_max", r_max, lambda r: r >= 1, "at least 1", hint=hint)
+    d_max = options.numbers("d_max", d_max, lambda d: d >= 0, "at least 0", hint=hint)
     r = jnp.clip(sigma / old.sigma, 1 / r_max, r_max)
     return r, jnp.clip(distance / old.sigma, -d_max, d_max)
 
 
-def _moved(state: RenormState, distance, sigma, seen, momentum) -> RenormState:
-    if momentum is None:
-        raise ValueError(
-            "`momentum` must be a number, got None. Batch renormalization has no "
-            "cumulative average."
-        )
-    rate = jnp.where(seen, 1 - momentum, 0)
+def _moved(state: RenormState, distance, sigma, seen, how: Average) -> RenormState:
+    if how.skip_nonfinite:
+        finite = jnp.isfinite(distance) & jnp.isfinite(sigma)
+        seen &= jnp.all(finite | ~seen)
+    count = state.count + 1
+    rate = weight_of_new(how, count.astype(sigma.dtype))
     new = RenormState(
-        state.mean + rate * distance,
-        state.sigma + rate * (sigma - state.sigma),
-        state.count + seen.astype(state.count.dtype),
+        state.mean + rate * distance, state.sigma + rate * (sigma - state.sigma), count
     )
     cast = (
-        placement.like(a.astype(b.dtype), b) for a, b in zip(new, state, strict=True)
+        placement.like(jnp.where(seen, a.astype(b.dtype), b), b)
+        for a, b in zip(new, state, strict=True)
     )
     return lax.stop_gradient(RenormState(*cast))
-
-
-def _checked(state: RenormState, x: Array, axes: tuple[int, ...]) -> RenormState:
-    if not isinstance(state, RenormState):
-        raise TypeError(
-            f"`state` must be a RenormState, got {type(state).__name__}. Create one "
-            "with `init_renorm_state(num_features)`."
-        )
-    named = state._asdict().items()
-    return RenormState(*(checks.vector(f"state.{k}", v, x, axes) for k, v in named))
 
 
 def _real(x: Array) -> Array:

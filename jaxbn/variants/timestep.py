@@ -1,11 +1,13 @@
 """Recurrent batch normalization: statistics for each time step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.core import options, records, values
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state
@@ -15,12 +17,14 @@ SCALE = 0.1
 """Where scales start in the paper: with 1, tanh and sigmoid saturate at once."""
 
 
-def init_timestep_state(max_steps: int, num_features: int) -> BatchNormState:
+def init_timestep_state(
+    max_steps: int, num_features: int | Sequence[int]
+) -> BatchNormState:
     """Running statistics for `max_steps` steps: leaves of shape (max_steps, C).
 
     Args:
         max_steps: how many steps have statistics of their own, >= 1.
-        num_features: number of channels C.
+        num_features: number of channels C, or the sizes of several feature axes.
 
     Raises:
         ValueError: if `max_steps` is below 1.
@@ -29,12 +33,9 @@ def init_timestep_state(max_steps: int, num_features: int) -> BatchNormState:
         >>> init_timestep_state(10, 3).mean.shape
         (10, 3)
     """
-    if max_steps < 1:
-        raise ValueError(
-            f"`max_steps` must be at least 1, got {max_steps!r}. Use the length of the "
-            "longest sequence in training."
-        )
-    return init_state((max_steps, num_features))
+    hint = "Use the length of the longest sequence in training."
+    steps = options.count("max_steps", max_steps, hint=hint)
+    return init_state((steps, *options.sizes("num_features", num_features)))
 
 
 def timestep_batch_norm(
@@ -44,7 +45,7 @@ def timestep_batch_norm(
     bias: Array | None = None,
     *,
     t: int | Array,
-    **options: Any,
+    **others: Any,
 ) -> tuple[Array, BatchNormState]:
     """Normalizes the activations of time step `t` with the statistics of that step.
 
@@ -57,7 +58,7 @@ def timestep_batch_norm(
         states: from `init_timestep_state`, leaves of shape (T, C).
         scale, bias: shape (C,), shared by all steps; start `scale` at 0.1.
         t: the step, >= 0; may be traced.
-        options: keyword arguments of `jaxbn.batch_norm`.
+        others: keyword arguments of `jaxbn.batch_norm`.
 
     Returns:
         y, with the shape and type of `x`, and the states with that of `t` updated.
@@ -75,8 +76,9 @@ def timestep_batch_norm(
         >>> states.mean.ravel()
         Array([0., 2.], dtype=float32)
     """
+    states = _checked(states)
     row = _row(states, t)
-    y, new = batch_norm(x, _at(states, row), scale, bias, **options)
+    y, new = batch_norm(x, _at(states, row), scale, bias, **others)
 
     def write(all_steps, one):
         return lax.dynamic_update_index_in_dim(all_steps, one, row, 0)
@@ -91,13 +93,13 @@ def timestep_batch_norm_inference(
     bias: Array | None = None,
     *,
     t: int | Array,
-    **options: Any,
+    **others: Any,
 ) -> Array:
     """Normalizes with the running statistics of time step `t`.
 
     Args:
         x, states, scale, bias, t: as in `timestep_batch_norm`.
-        options: keyword arguments of `jaxbn.batch_norm_inference`.
+        others: keyword arguments of `jaxbn.batch_norm_inference`.
 
     Returns:
         y, with the shape and type of `x`.
@@ -107,29 +109,38 @@ def timestep_batch_norm_inference(
         >>> timestep_batch_norm_inference(jnp.array([[5.0]]), states, t=1).round(3)
         Array([[2.]], dtype=float32)
     """
-    return batch_norm_inference(x, _at(states, _row(states, t)), scale, bias, **options)
+    states = _checked(states)
+    return batch_norm_inference(x, _at(states, _row(states, t)), scale, bias, **others)
 
 
-def _row(states: BatchNormState, t: int | Array) -> Array:
-    if not isinstance(states, BatchNormState):
-        raise TypeError(
-            f"`states` must be a BatchNormState, got {type(states).__name__}. Create "
-            "them with `init_timestep_state(max_steps, num_features)`."
-        )
-    t = jnp.asarray(t)
-    if not jnp.issubdtype(t.dtype, jnp.integer):
-        raise TypeError(
-            f"`t` must be an integer, got {t.dtype}. It numbers the steps from 0."
-        )
-    return jnp.clip(t.astype(jnp.int32), 0, states.mean.shape[0] - 1)
+_STATES = records.STATE._replace(
+    create="Create them with `init_timestep_state(max_steps, num_features)`."
+)
 
 
-def _at(states: BatchNormState, row: Array) -> BatchNormState:
+def _checked(states: BatchNormState) -> BatchNormState:
+    states = records.record("states", states, _STATES)
     if states.mean.ndim < 2:
         raise ValueError(
             f"`states` must have shape (steps, channels), got {states.mean.shape}. "
-            "Create them with `init_timestep_state(max_steps, num_features)`."
+            f"{_STATES.create}"
         )
+    return states
+
+
+def _row(states: BatchNormState, t: int | Array) -> Array:
+    number = values.array("t", t)
+    if number.shape or not jnp.issubdtype(number.dtype, jnp.integer):
+        raise TypeError(
+            f"`t` must be an integer, got {values.shown(t)}. It numbers the steps "
+            "from 0."
+        )
+    if values.wrong(t, lambda t: t >= 0) is not None:
+        raise ValueError(f"`t` must not be negative, got {t}. The first step is 0.")
+    return jnp.clip(number.astype(jnp.int32), 0, states.mean.shape[0] - 1)
+
+
+def _at(states: BatchNormState, row: Array) -> BatchNormState:
     return jax.tree.map(
         lambda v: lax.dynamic_index_in_dim(v, row, keepdims=False), states
     )

@@ -239,7 +239,7 @@ CASES = {
     "a float as size": (
         lambda: jaxbn.init_state(4.0),
         TypeError,
-        "`num_features` must be an integer or a tuple of integers, got float.",
+        "`num_features` must be an integer or a tuple of integers, got 4.0.",
     ),
     "a batch as sizes": (
         lambda: jaxbn.init_state(X),
@@ -249,7 +249,7 @@ CASES = {
     "a float among sizes": (
         lambda: jaxbn.init_state((2, 4.0)),
         TypeError,
-        "`num_features` must be an integer or a tuple of integers, got tuple.",
+        "`num_features` must be an integer or a tuple of integers, got (2, 4.0).",
     ),
     "unknown implementation": (
         lambda: train(implementation="cuda"),

@@ -256,7 +256,8 @@ def test_channels_first_vmap_and_second_order():
 @pytest.mark.parametrize("size", [0, 3, 64, -4])
 def test_message_for_a_size_that_does_not_divide(size):
     x = np.ones((32, 3), np.float32)
-    with pytest.raises(ValueError, match=f"`ghost_batch_size` must divide.*got {size}"):
+    must = "divide" if size > 0 else "be at least 1"
+    with pytest.raises(ValueError, match=f"`ghost_batch_size` must {must}.*got {size}"):
         ghost_batch_norm(x, jaxbn.init_state(3), ghost_batch_size=size)
 
 

@@ -31,7 +31,7 @@ C, D, T = 3, 2, 4
 DOMAIN = np.array([0, 1, 0, 1, 1, 0])
 X = np.random.default_rng(0).normal(1, 2, (6, 5, C)).astype(np.float32)
 MASK = np.random.default_rng(1).random((6, 5, 1)) < 0.8
-KIND = {"momentum": 0.9, "epsilon": 1e-3, "activation": "relu"}
+KIND = {"momentum": 0.9, "epsilon": 1e-3, "activation": "relu", "debias": True}
 
 
 def renorm_evaluation(*arrays, epsilon, **options):
@@ -76,7 +76,7 @@ def expected(name, x):
     affine, kind = (scale, jnp.zeros_like(scale)), {**KIND, **which}
     _, state = train(x, state, *affine, where=MASK, **kind)
     y, state = train(2 * x, state, *affine, where=MASK, **kind)
-    kind.pop("momentum")
+    del kind["momentum"], kind["debias"]
     return y, state, evaluate(x, state, *affine, **kind)
 
 
@@ -159,7 +159,7 @@ def test_nnx_modes_and_their_message(name):
 
 def test_renorm_follows_the_schedule_of_the_paper():
     schedule = renorm_schedule(start=1, r_end=3, d_end=2)
-    layer = jaxbn.linen.BatchRenorm(**schedule._asdict())
+    layer = jaxbn.linen.BatchRenorm(**schedule._asdict(), debias=True)
     variables = jax.jit(lambda x: layer.init(jax.random.key(0), x, False))(X)
     state, ones, zeros = init_renorm_state(C), np.ones(C, "f"), np.zeros(C, "f")
 
@@ -185,7 +185,7 @@ def test_timesteps_in_a_lifted_scan_are_those_of_a_loop():
         @nn.compact
         def __call__(self, carry, inputs):
             t, x = inputs
-            norm = jaxbn.linen.TimestepBatchNorm(max_steps=5)
+            norm = jaxbn.linen.TimestepBatchNorm(max_steps=5, debias=True)
             return carry, norm(x, False, t=t)
 
     scan = nn.scan(
@@ -304,3 +304,94 @@ def test_ghost_groups_are_not_in_the_message_about_a_wrong_shape():
         ghost_batch_norm(
             X, jaxbn.init_state(C), np.ones(5, np.float32), ghost_batch_size=2
         )
+
+
+@functools.cache
+def one_batch_of_twenties():
+    """The statistics of all modules after one batch, and those of Flax."""
+
+    @jax.jit
+    def run(x):
+        found = {}
+        for name, (arguments, which, *_) in CASES.items():
+            arguments = {k: v for k, v in arguments.items() if k != "update"}
+            layer = getattr(jaxbn.linen, name)(**arguments)
+            variables = layer.init(jax.random.key(0), x, True, **which)
+            step = functools.partial(layer.apply, variables, mutable="batch_stats")
+            found[name, "linen"] = step(x, False, **which)[1]["batch_stats"]
+            layer = getattr(jaxbn.nnx, name)(C, **arguments, rngs=nnx.Rngs(0))
+            layer(x, **which)
+            found[name, "nnx"] = nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat))
+        layer = nn.BatchNorm(use_running_average=False)
+        variables = layer.init(jax.random.key(0), x)
+        return found, layer.apply(variables, x, mutable="batch_stats")[1]
+
+    return jax.device_get(run(X + np.float32(20)))
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+@pytest.mark.parametrize("name", CASES)
+def test_modules_average_as_flax_does_unless_told_otherwise(name, library):
+    found, flax = one_batch_of_twenties()
+    of_each = "_of_each" if name in ("TimestepBatchNorm", "DomainBatchNorm") else ""
+    means = found[name, library]["mean" + of_each]
+    if name == "DomainBatchNorm":
+        want = [0.01 * (X + 20)[k == DOMAIN].mean((0, 1)) for k in range(D)]
+    elif name == "TimestepBatchNorm":
+        want = np.zeros((T, C))
+        want[CASES[name][1]["t"]] = flax["batch_stats"]["mean"]
+    else:
+        want = flax["batch_stats"]["mean"]
+    np.testing.assert_allclose(means, want, rtol=1e-5)
+    counts = [key for key in found[name, library] if key.startswith("count")]
+    assert counts == (["count"] if name == "BatchRenorm" else [])
+
+
+@pytest.mark.parametrize("library", [jaxbn.linen, jaxbn.nnx])
+@pytest.mark.parametrize("name", CASES)
+def test_every_module_takes_types_as_flax_does(name, library):
+    arguments, which, *_ = CASES[name]
+    half = {"dtype": jnp.bfloat16, "param_dtype": jnp.float16}
+    call = made(library, name, **arguments, **half)
+    out = jax.eval_shape(lambda x: call(x, **which), X)
+    y = out if library is jaxbn.nnx else out[0]
+    assert y.dtype == jnp.bfloat16
+    call = made(library, name, **arguments)
+    out = jax.eval_shape(lambda x: call(x, **which), X.astype(jnp.bfloat16))
+    y = out if library is jaxbn.nnx else out[0]
+    assert y.dtype == jnp.float32  # that of the parameters
+
+
+@pytest.mark.parametrize("library", [jaxbn.linen, jaxbn.nnx])
+@pytest.mark.parametrize(
+    ("name", "options", "which", "message"),
+    [
+        (
+            "GhostBatchNorm",
+            {"save": "output"},
+            {},
+            "`save` must be the default for",
+        ),
+        ("BatchRenorm", {"save": "output"}, {}, "`save` must be the default for"),
+        (
+            "DomainBatchNorm",
+            {"save": "output"},
+            {"domain": 0},
+            "`save` must be the",
+        ),
+        ("GhostBatchNorm", {"axis_groups": [[0]]}, {}, "`axis_groups` must be the"),
+    ],
+)
+def test_options_without_effect_are_refused(library, name, options, which, message):
+    arguments = {**CASES[name][0], **options}
+    if library is jaxbn.nnx:
+        layer = jaxbn.nnx.__dict__[name](C, **arguments, rngs=nnx.Rngs(0))
+        run = functools.partial(layer, X, **which)
+    else:
+        layer = getattr(jaxbn.linen, name)(**arguments)
+        variables = layer.init(jax.random.key(0), X, True, **which)
+        run = functools.partial(
+            layer.apply, variables, X, False, mutable="batch_stats", **which
+        )
+    with pytest.raises(ValueError, match=message):
+        run()

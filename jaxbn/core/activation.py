@@ -1,0 +1,161 @@
+"""Activations: which function is meant, that it is elementwise, and where it runs."""
+
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxbn.backends.contract import statistics_type
+from jaxbn.core.types import Activation
+from jaxbn.core.values import shown
+
+_NAMED = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "leaky_relu": jax.nn.leaky_relu,
+}
+# What moves values without changing their number; sums and slices change it.
+_MOVING = {
+    "concatenate", "conv_general_dilated", "cumlogsumexp", "cummax", "cummin",
+    "cumprod", "cumsum", "dot_general", "dynamic_slice", "dynamic_update_slice",
+    "fft", "gather", "rev", "scatter", "scatter-add", "sort", "top_k", "transpose",
+}  # fmt: skip
+
+
+def function_of(value: Activation) -> Callable | None:
+    """The activation as a function, or None."""
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    if isinstance(value, str) and value in _NAMED:
+        return _NAMED[value]
+    names = ", ".join(map(repr, _NAMED))
+    raise ValueError(
+        f"`activation` must be one of {names}, a function or None, got "
+        f"{shown(value)}. Pass the function itself, for example `jax.nn.elu`."
+    )
+
+
+def is_named(function: Any) -> bool:
+    """Whether an activation is none, or one of those with a name."""
+    return function is None or any(function is known for known in _NAMED.values())
+
+
+def name_of(function: Any) -> str:
+    """The name of a function for a message, as a user may pass it if it has one."""
+    names = [repr(name) for name, known in _NAMED.items() if function is known]
+    return names[0] if names else shown(function)
+
+
+def split(value: Activation, x: Array) -> tuple[Any, Any]:
+    """The part of the activation inside of the kernels and the part after them.
+
+    A kernel is compiled by itself, with its activation as a hashable constant, and
+    differentiates it in forward mode. What closes over a traced array, as a learned
+    slope, or has a rule for reverse mode alone, as a straight-through estimator,
+    follows as a function of its own. So does every activation of complex numbers.
+
+    Raises:
+        TypeError: if the activation takes other arguments, or returns no real array.
+        ValueError: if it is not elementwise: no known name, another shape, or a result
+            that depends on other positions.
+    """
+    function, real = function_of(value), not jnp.iscomplexobj(x)
+    if function is None or (real and is_named(function)):
+        return function, None
+
+    def after(y):
+        return function(y.astype(statistics_type(y))).astype(y.dtype)
+
+    program = _traced(function, x)
+    fixed = not any(isinstance(value, Tracer) for value in program.consts)
+    inside = real and fixed and isinstance(function, Hashable)
+    return (function, None) if inside and _has_tangent(after, x) else (None, after)
+
+
+def _traced(function: Callable, x: Array) -> ClosedJaxpr:
+    """The program of an activation, which is found to be elementwise."""
+    if inspect.isfunction(function):
+        try:
+            inspect.signature(function).bind(x)
+        except TypeError as error:
+            raise TypeError(
+                f"`activation` must take one array, got {shown(function)}. Bind the "
+                "other arguments with `functools.partial`."
+            ) from error
+
+    def checked(y):
+        out = function(y)
+        if not isinstance(out, Array) or jnp.iscomplexobj(out) > jnp.iscomplexobj(y):
+            raise TypeError(
+                f"`activation` must return an array, real for real `x`, got "
+                f"{name_of(function)} that returns {shown(out)}. Return an array of "
+                "the shape of its argument."
+            )
+        if out.shape != y.shape:
+            raise ValueError(
+                f"`activation` must be elementwise, got {name_of(function)} from shape "
+                f"{y.shape} to {out.shape}. Apply it to the result."
+            )
+        return out
+
+    program = jax.make_jaxpr(checked)(jax.ShapeDtypeStruct(x.shape, statistics_type(x)))
+    mixing = _mixing(program.jaxpr, [True])
+    if mixing is not None:
+        raise ValueError(
+            f"`activation` must be elementwise, got {name_of(function)} with the "
+            f"operation {mixing}. Apply it to the result."
+        )
+    return program
+
+
+def _mixing(program: Jaxpr, given: Sequence[bool]) -> str | None:
+    """An operation on the values that mixes positions, or None.
+
+    Args:
+        program: of the activation, or a part of it.
+        given: of each operand, whether it has the values.
+    """
+    values = {v for v, of in zip(program.invars, given, strict=True) if of}
+    for equation in program.eqns:
+        operands = equation.invars
+        used = [not isinstance(v, Literal) and v in values for v in operands]
+        name = equation.primitive.name
+        if not any(used) or name == "pallas_call":
+            continue
+        values.update(equation.outvars)
+        parts = list(_parts(equation.params))
+        # The first operands, of which a part has none, choose a branch or an end.
+        found = [_mixing(part, used[-len(part.invars) :]) for part in parts]
+        if not parts:
+            sizes = {_size(v) for v, of in zip(operands, used, strict=True) if of}
+            changed = any(_size(v) not in sizes for v in equation.outvars)
+            moved = name in _MOVING and used[0]
+            found = [name if changed or moved else None]
+        if any(found):
+            return next(filter(None, found))
+    return None
+
+
+def _size(variable: Any) -> int:
+    return variable.aval.size
+
+
+def _parts(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs within an operation, but for the condition of a loop."""
+    for key, value in params.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, ClosedJaxpr | Jaxpr) and key != "cond_jaxpr":
+                yield part.jaxpr if isinstance(part, ClosedJaxpr) else part
+
+
+def _has_tangent(function: Callable, x: Array) -> bool:
+    """Whether a function has a derivative in forward mode too."""
+    text = str(jax.make_jaxpr(lambda x: jax.jvp(function, (x,), (x,)))(x))
+    return "custom_lin" not in text  # stands for a rule that only reverse mode can run

@@ -1,0 +1,174 @@
+"""Checks of the options of the public functions: numbers, switches, names.
+
+Most are constants of the compiled program and may not be traced.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxbn.core.values import integer, is_traced, several, shown, wrong
+
+_ARRAYS = (np.number, np.ndarray, Array)
+
+
+def static(name: str, value: Any) -> None:
+    """Refuses values that are only known when the program runs."""
+    if is_traced(value):
+        raise TypeError(
+            f"`{name}` must be a constant of the compiled program, got {shown(value)}. "
+            f"Bind it with `functools.partial`, or pass static_argnames={name!r} to "
+            "`jax.jit`."
+        )
+
+
+def flag(name: str, value: Any) -> bool:
+    """A switch as a Python bool."""
+    static(name, value)
+    if np.ndim(value) == 0 and getattr(value, "dtype", type(value)) in (bool, np.bool_):
+        return bool(value)
+    raise TypeError(
+        f"`{name}` must be True or False, got {shown(value)}. Pass it by name: "
+        f"`{name}=True`."
+    )
+
+
+def count(name: str, value: Any, *, least: int = 1, hint: str) -> int:
+    """An integer of at least `least`, as Python's.
+
+    Args:
+        name, value: of the argument.
+        least: the smallest that is right.
+        hint: what to do, a sentence.
+    """
+    static(name, value)
+    number = integer(value)
+    if number is None:
+        raise TypeError(f"`{name}` must be an integer, got {shown(value)}. {hint}")
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {number}. {hint}")
+    return number
+
+
+def one_of(name: str, value: Any, known: tuple[str, ...], *, hint: str) -> Any:
+    """A word out of a list."""
+    if not isinstance(value, str) or value not in known:
+        *first, last = map(repr, known)
+        raise ValueError(
+            f"`{name}` must be {', '.join(first)} or {last}, got {shown(value)}. {hint}"
+        )
+    return value
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """One size, or several, as Python integers.
+
+    Raises:
+        TypeError: if one is no integer.
+        ValueError: if one is negative.
+    """
+    static(name, value)
+    given = several(value)
+    found = tuple(n for n in map(integer, given) if n is not None)
+    if len(found) < len(given):
+        raise TypeError(
+            f"`{name}` must be an integer or a tuple of integers, got {shown(value)}. "
+            "It is the size of the feature axis, for example `x.shape[-1]`."
+        )
+    if any(n < 0 for n in found):
+        raise ValueError(
+            f"`{name}` must not be negative, got {shown(value)}. It is the size of the "
+            "feature axis."
+        )
+    return found
+
+
+def inexact(name: str, value: Any) -> Any:
+    """A type of floating point or complex numbers, of 16 bits or more."""
+    try:
+        kind = jnp.dtype(value)
+    except TypeError:
+        kind = None
+    if kind is None or not jnp.issubdtype(kind, jnp.inexact) or kind.itemsize < 2:
+        raise TypeError(
+            f"`{name}` must be floating point or complex of 16 bits or more, got "
+            f"{shown(value)}. Leave it out for float32."
+        )
+    return kind
+
+
+def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -> Any:
+    """A real number or an array of them; a JAX array as it is, all else as NumPy's.
+
+    Args:
+        name, value: of the argument; may be traced.
+        right: from values to whether they are right.
+        requirement: what they must be, as "in [0, 1]".
+        hint: what to do, a sentence.
+    """
+    kind = getattr(value, "dtype", type(value))
+    if kind in (int, float):
+        value = np.asarray(value)
+    elif not (isinstance(value, _ARRAYS) and jnp.issubdtype(kind, np.number)):
+        raise TypeError(f"`{name}` must be a number, got {shown(value)}. {hint}")
+    if jnp.iscomplexobj(value):
+        raise TypeError(f"`{name}` must be real, got {shown(value)}. {hint}")
+    bad = wrong(value, right)
+    if bad is not None:
+        raise ValueError(f"`{name}` must be {requirement}, got {bad!r}. {hint}")
+    return value
+
+
+def number(name: str, value: Any, right: Any, requirement: str, *, hint: str) -> Any:
+    """One real number; a JAX array as it is, all else as Python's. See `numbers`."""
+    if np.ndim(value):
+        raise TypeError(f"`{name}` must be one number, got {shown(value)}. {hint}")
+    value = numbers(name, value, right, requirement, hint=hint)
+    return value if isinstance(value, Array) else value.item()
+
+
+def epsilon(value: Any) -> float:
+    """The number added to a variance, which must not vanish in float32."""
+    if is_traced(value) or np.ndim(value):
+        raise TypeError(
+            f"`epsilon` must be a Python number, got {shown(value)}. It is a constant "
+            "of the compiled program."
+        )
+    limits = np.finfo(np.float32)
+    return float(
+        number(
+            "epsilon",
+            value,
+            lambda e: (e >= limits.tiny) & (e <= limits.max),
+            "positive and finite",
+            hint="The usual value is 1e-5.",
+        )
+    )
+
+
+def momentum(value: Any, *, debias: bool) -> Any:
+    """The weight of the old value, or None for the cumulative average."""
+    if value is None:
+        return None
+    return number(
+        "momentum",
+        value,
+        lambda m: (m >= 0) & ((m < 1) if debias else (m <= 1)),
+        "in [0, 1)",
+        hint="It is the weight of the old value: PyTorch's `momentum` is 1 minus it, "
+        "and None gives the cumulative average.",
+    )
+
+
+def share(name: str, value: Any) -> Any:
+    """The weight of an example's own statistics, one or one for each channel."""
+    return numbers(
+        name,
+        value,
+        lambda v: (v >= 0) & (v <= 1),
+        "in [0, 1]",
+        hint="It is the weight of the example's own statistics; 0 is ordinary "
+        "evaluation.",
+    )

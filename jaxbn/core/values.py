@@ -1,0 +1,100 @@
+"""What is known of an argument, and how a message shows it. Imports nothing of jaxbn.
+
+An argument may be traced: then its shape and type are known and its values are not, so
+nothing is said about them. Values are known of numbers, NumPy arrays and JAX arrays
+that this process holds whole.
+"""
+
+import operator
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 50
+
+
+def shown(value: Any) -> str:
+    """A few words for a value in a message: of an array its type and shape."""
+    if isinstance(value, Tracer):
+        return f"a traced {_kind(value)}"
+    if isinstance(value, Array | np.ndarray) and (value.ndim or known(value) is None):
+        return _kind(value)
+    if (name := getattr(value, "__qualname__", None)) is not None:
+        return name
+    if hasattr(value, "_fields"):  # of a NamedTuple, whose arrays take many lines
+        return type(value).__name__
+    text = _SHORT.repr(value.item() if isinstance(value, Array) else value)
+    return type(value).__name__ if " at 0x" in text else text.replace("\n", " ")
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` as a JAX array.
+
+    Raises:
+        TypeError: if it is none and cannot be made one.
+    """
+    try:
+        if value is not None:
+            return jnp.asarray(value)
+        cause = None
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        cause = error
+    raise TypeError(
+        f"`{name}` must be an array, got {shown(value)}. Pass one of JAX or NumPy."
+    ) from cause
+
+
+def known(value: Any) -> np.ndarray | None:
+    """The values of an array or number, or None where they are not known."""
+    if isinstance(value, Tracer):
+        return None
+    if isinstance(value, Array):
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        if is_key or not value.is_fully_addressable:
+            return None
+    return np.asarray(value)
+
+
+def wrong(value: Any, right: Callable[[np.ndarray], Any]) -> Any:
+    """A number in `value` for which `right` is false; None where none is known."""
+    values = known(value)
+    if values is None:
+        return None
+    found = values[~np.asarray(right(values), bool)]
+    return found[0].item() if found.size else None
+
+
+def integer(value: Any) -> int | None:
+    """An integer of Python, NumPy or JAX as Python's; None for all else."""
+    if isinstance(value, bool | np.bool_ | Tracer):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def several(value: Any) -> tuple:
+    """The items of a sequence, or one value by itself."""
+    alone = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", 1) == 0
+    return tuple(value) if isinstance(value, Iterable) and not alone else (value,)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value, or an item of it, is only known when the program runs."""
+    return any(isinstance(item, Tracer) for item in (value, *_items(value)))
+
+
+def _items(value: Any) -> tuple:
+    return () if isinstance(value, Array) else several(value)
