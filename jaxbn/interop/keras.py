@@ -50,14 +50,10 @@ def from_keras(source: Any) -> Layer:
             f"`source` must not renormalize, got renorm={source.renorm!r}. Use "
             "`jaxbn.variants.renorm` and copy its statistics by hand."
         )
+    names = ("moving_mean", "moving_variance", "gamma", "beta")
+    mean, var, *affine = ((f"`source.{k}`", _values(source, k)) for k in names)
     return read(
-        {
-            "`source.moving_mean`": _array(source.moving_mean),
-            "`source.moving_variance`": _array(source.moving_variance),
-            "The count": None,
-            "`source.gamma`": _array(source.gamma),
-            "`source.beta`": _array(source.beta),
-        },
+        dict([mean, var, ("The count", None), *affine]),
         momentum=source.momentum,
         epsilon=source.epsilon,
         axis=source.axis,
@@ -127,9 +123,18 @@ def check_keras(source: Any, batches: Iterable[Any]) -> Difference:
     return compare(layer, peer, batches)
 
 
-def _array(value: Any) -> Any:
-    if value is None:
-        return None
+def _values(source: Any, name: str) -> Any:
+    value = getattr(source, name)
+    try:
+        return None if value is None else _array(value)
+    except Exception as error:  # each backend has its own
+        raise ValueError(
+            f"`source.{name}` must have values, got {arguments.shown(value)} without. "
+            "Convert it outside of `jax.jit` and `keras.StatelessScope`."
+        ) from error
+
+
+def _array(value: Any) -> np.ndarray:
     from keras import ops
 
     return np.asarray(ops.convert_to_numpy(value))

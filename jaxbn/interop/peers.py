@@ -95,19 +95,26 @@ def compare(layer: Layer, peer: Peer, batches: Iterable[Any]) -> Difference:
 
 def _arrays(layer: Layer, batches: Iterable[Any]) -> list[np.ndarray]:
     """The batches in the type that JAX computes them in, which both sides get."""
-    named = isinstance(batches, str | bytes | Mapping)
-    if named or not isinstance(batches, Iterable):
+    try:
+        if isinstance(batches, str | bytes | Mapping):
+            raise TypeError("these are iterable too")
+        listed = list(batches)
+    except Exception as error:  # a foreign object may raise anything
         raise TypeError(
             f"`batches` must be a list of arrays, got {arguments.shown(batches)}. "
             "Write `[x]` for one batch."
-        )
-    values = [arguments.numbers(f"`batches[{i}]`", x) for i, x in enumerate(batches)]
+        ) from error
+    labels = [f"`batches[{i}]`" for i in range(len(listed))]
+    values = [
+        arguments.host(label, arguments.numbers(label, x))
+        for label, x in zip(labels, listed, strict=True)
+    ]
     if not values:
         raise ValueError(
             "`batches` must contain a batch, got none. One is enough to compare on."
         )
-    for i, x in enumerate(values):
-        _check_batch(layer, f"`batches[{i}]`", x)
+    for label, x in zip(labels, values, strict=True):
+        _check_batch(layer, label, x)
     return [np.asarray(jnp.asarray(x)) for x in values]
 
 
