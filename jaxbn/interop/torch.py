@@ -59,14 +59,14 @@ def from_torch(
         momentum = getattr(source, "momentum", momentum)
         epsilon = getattr(source, "eps", epsilon)
         values = source.state_dict()
-    else:
-        arguments.mapping(
-            "source",
-            source,
-            "Pass a BatchNorm module or a state dictionary: files are read by "
-            "`torch.load` or `read_safetensors`.",
-        )
+    elif isinstance(source, Mapping):
         values = source
+    else:
+        raise TypeError(
+            "`source` must be a BatchNorm module or a state dictionary, got "
+            f"{arguments.shown(source)}. Files are read by `torch.load` or "
+            "`read_safetensors`."
+        )
     _check_keys(values, prefix)
     if momentum is not None:
         weight_of_new = "It is PyTorch's, the weight of the new value."
