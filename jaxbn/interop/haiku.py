@@ -1,5 +1,6 @@
 """Haiku: parameters and state of `hk.BatchNorm`."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbn.interop.layer import (
-    Difference,
-    Layer,
-    Peer,
-    compare,
-    number_of_updates,
-    running,
-    vector,
-)
+from jaxbn.interop import arguments
+from jaxbn.interop.layer import Layer, checked, read
+from jaxbn.interop.peers import Difference, Peer, compare
+from jaxbn.interop.targets import check_average, check_settings, number_of_updates
 
 Tree = Mapping[str, Mapping[str, Any]]
+
+_OLD = "It is the weight of the old value."
 
 
 def from_haiku(
@@ -46,7 +44,9 @@ def from_haiku(
         A Layer that goes on training as the module would.
 
     Raises:
-        ValueError: if there is no such module.
+        TypeError: if an argument is of another kind, or holds what are no numbers.
+        ValueError: if there is no such module, or its arrays have the features
+            elsewhere, or values that cannot be those of a layer.
 
     Example:
         >>> import haiku as hk
@@ -57,18 +57,23 @@ def from_haiku(
         >>> jaxbn.interop.from_haiku(params, state, decay_rate=0.9).scale
         Array([1., 1.], dtype=float32)
     """
-    key = f"{name}/~/mean_ema"
-    if key not in state:
-        raise ValueError(
-            f"`state` must contain {key!r}, got {sorted(state)!r}. Pass the full name "
-            "of the module as `name`."
-        )
-    mean, var = state[key], state[f"{name}/~/var_ema"]
+    arguments.text("name", name, 'It is the full name, as "res_net/batch_norm".')
+    for label, tree in (("params", params), ("state", state)):
+        arguments.mapping(label, tree, "`init` and `apply` return it.")
+    decay_rate = arguments.share("decay_rate", decay_rate, _OLD)
+    mean, var = (_average(state, f"{name}/~/{k}_ema") for k in ("mean", "var"))
+    _check_axis(axis, np.shape(mean["average"]))
     own = params.get(name, {})
-    return Layer(
-        running(mean["average"], var["average"], jnp.maximum(mean["counter"], 0)),
-        vector(own.get("scale")),
-        vector(own.get("offset")),
+    arguments.mapping(f"params[{name!r}]", own, "It has the arrays of the module.")
+    counter = arguments.numbers(f"`counter` of {name!r}", mean["counter"])
+    return read(
+        {
+            f"`average` of '{name}/~/mean_ema'": mean["average"],
+            f"`average` of '{name}/~/var_ema'": var["average"],
+            f"`counter` of '{name}/~/mean_ema'": counter.clip(0),  # of a warm-up
+            f"`scale` of {name!r}": own.get("scale"),
+            f"`offset` of {name!r}": own.get("offset"),
+        },
         momentum=decay_rate,
         epsilon=epsilon,
         axis=axis,
@@ -82,7 +87,9 @@ def to_haiku(
     """Writes a layer as entries of Haiku's trees.
 
     Args:
-        layer: the layer, with a momentum that is a number.
+        layer: the layer. What all modules of Haiku have must be in it: a momentum
+            that is a number, `unbiased=False`, `debias=True` and features on axis 1 or
+            the last.
         rank: the rank of the inputs: Haiku keeps all their axes.
         name: the full name of the module.
 
@@ -90,22 +97,32 @@ def to_haiku(
         The entries for parameters and for state.
 
     Raises:
-        ValueError: if `layer.momentum` is None: Haiku has no cumulative average.
+        TypeError: if an argument is of another kind.
+        ValueError: if `layer` has other settings, or no values because it is traced,
+            or an axis that `rank` or Haiku do not have.
 
     Example:
-        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2), jnp.ones(2))
+        >>> layer = jaxbn.interop.Layer(
+        ...     jaxbn.init_state(2), jnp.ones(2), debias=True
+        ... )
         >>> params, _ = jaxbn.interop.to_haiku(layer, rank=4)
         >>> params["batch_norm"]["scale"].shape
         (1, 1, 1, 2)
     """
-    if layer.momentum is None:
+    layer = checked(layer)
+    arguments.text("name", name, 'It is the full name, as "res_net/batch_norm".')
+    check_average(layer, "Haiku")
+    check_settings(layer, "in every module of Haiku", unbiased=False, debias=True)
+    rank = arguments.integer("rank", rank, "It is the number of axes of the inputs.")
+    if rank < 2 or layer.axis not in (-1, rank - 1, 1, 1 - rank):
         raise ValueError(
-            "`layer.momentum` must be a number, got None. Haiku has no cumulative "
-            "average; choose a momentum with `layer._replace`."
+            f"`rank` must be 2 or more, with features on axis 1 or the last, got {rank}"
+            f" with `layer.axis` {layer.axis}. Haiku has no other layout."
         )
     shape = [1] * rank
     shape[layer.axis] = -1
-    count = number_of_updates(layer.state)
+    count = number_of_updates(layer, "Haiku")
+    assert layer.momentum is not None
     unit = 1 - layer.momentum**count
 
     def average(value):
@@ -142,6 +159,9 @@ def check_haiku(
     Returns:
         The largest differences.
 
+    Raises:
+        TypeError, ValueError: as `from_haiku` and `compare`.
+
     Example:
         >>> import haiku as hk
         >>> def norm(x):
@@ -153,10 +173,9 @@ def check_haiku(
         >>> got.train < 1e-5
         True
     """
-    import haiku as hk
-
     options = {"decay_rate": decay_rate, "epsilon": epsilon, "axis": axis}
     layer = from_haiku(params, state, **options)
+    import haiku as hk
 
     def forward(x, *, training):
         norm = hk.BatchNorm(
@@ -186,3 +205,31 @@ def check_haiku(
         return apply(params, held, None, x, training=False)[0]
 
     return compare(layer, Peer(train, evaluate, statistics), batches)
+
+
+def _average(state: Tree, key: str) -> Mapping[str, Any]:
+    """One moving average, with all that it consists of."""
+    if key not in state:
+        raise ValueError(
+            f"`state` must contain {key!r}, got {sorted(map(str, state))!r}. Pass the "
+            "full name of the module as `name`."
+        )
+    found = state[key]
+    if not isinstance(found, Mapping) or not {"average", "counter"} <= found.keys():
+        got = list(found) if isinstance(found, Mapping) else arguments.shown(found)
+        raise ValueError(
+            f"`state` must contain 'average' and 'counter' at {key!r}, got {got}. "
+            "Pass the state of `hk.BatchNorm`."
+        )
+    return found
+
+
+def _check_axis(axis: int, shape: tuple[int, ...]) -> None:
+    """Refuses an axis other than that of the stored arrays, which keep all axes."""
+    axis = arguments.integer("axis", axis, "It is 1 or -1.")
+    fits = axis in (1, -1) and len(shape) > axis and shape[axis] == math.prod(shape)
+    if not fits:
+        raise ValueError(
+            f"`axis` must be 1 or -1, where the features are in the shape {shape} of "
+            f'the averages, got {axis}. It is 1 for `data_format="channels_first"`.'
+        )

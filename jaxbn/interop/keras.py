@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxbn.interop.layer import Difference, Layer, Peer, compare, running, vector
+from jaxbn.interop import arguments
+from jaxbn.interop.layer import Layer, checked, read
+from jaxbn.interop.peers import Difference, Peer, compare
+from jaxbn.interop.targets import check_average, check_settings
 
 
 def from_keras(source: Any) -> Layer:
@@ -21,7 +24,9 @@ def from_keras(source: Any) -> Layer:
         A Layer that goes on training as the Keras layer would.
 
     Raises:
-        ValueError: if the layer is not built, or renormalizes.
+        TypeError: if `source` is another kind of layer.
+        ValueError: if it is not built, or renormalizes, or its values cannot be those
+            of a layer.
 
     Example:
         >>> import keras
@@ -30,7 +35,12 @@ def from_keras(source: Any) -> Layer:
         >>> jaxbn.interop.from_keras(source).epsilon
         0.001
     """
-    if getattr(source, "moving_mean", None) is None:
+    if not arguments.is_a(source, "BatchNormalization", "keras"):
+        raise TypeError(
+            "`source` must be a `keras.layers.BatchNormalization`, got "
+            f"{arguments.shown(source)}. Pass that layer of the model."
+        )
+    if source.moving_mean is None:
         raise ValueError(
             f"`source` must be built, got {source!r} without weights. Call it once, or "
             "`source.build(shape)`."
@@ -40,10 +50,10 @@ def from_keras(source: Any) -> Layer:
             f"`source` must not renormalize, got renorm={source.renorm!r}. Use "
             "`jaxbn.variants.renorm` and copy its statistics by hand."
         )
-    return Layer(
-        running(_array(source.moving_mean), _array(source.moving_variance)),
-        vector(_array(source.gamma)),
-        vector(_array(source.beta)),
+    names = ("moving_mean", "moving_variance", "gamma", "beta")
+    mean, var, *affine = ((f"`source.{k}`", _values(source, k)) for k in names)
+    return read(
+        dict([mean, var, ("The count", None), *affine]),
         momentum=source.momentum,
         epsilon=source.epsilon,
         axis=source.axis,
@@ -54,17 +64,26 @@ def to_keras(layer: Layer) -> list[np.ndarray]:
     """Writes a layer as the weights of a Keras layer.
 
     Args:
-        layer: the layer. Make the Keras one with its `momentum`, `epsilon` and `axis`,
+        layer: the layer, without `unbiased` and `debias`, which Keras lacks. Make the
+            Keras one with its `momentum`, `epsilon` and `axis`,
             `scale=layer.scale is not None` and `center=layer.bias is not None`.
 
     Returns:
         Arrays in the order that `set_weights` takes: gamma, beta, mean, variance.
+
+    Raises:
+        TypeError: if `layer` is no Layer.
+        ValueError: if it has settings that Keras lacks, or no values because it is
+            traced.
 
     Example:
         >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2), jnp.ones(2))
         >>> len(jaxbn.interop.to_keras(layer))
         3
     """
+    layer = checked(layer)
+    check_average(layer, "Keras")
+    check_settings(layer, "in every layer of Keras", unbiased=False, debias=False)
     values = [layer.scale, layer.bias, layer.state.mean, layer.state.var]
     return [np.array(value) for value in values if value is not None]
 
@@ -79,6 +98,9 @@ def check_keras(source: Any, batches: Iterable[Any]) -> Difference:
     Returns:
         The largest differences.
 
+    Raises:
+        TypeError, ValueError: as `from_keras` and `compare`.
+
     Example:
         >>> import keras
         >>> source = keras.layers.BatchNormalization()
@@ -87,21 +109,32 @@ def check_keras(source: Any, batches: Iterable[Any]) -> Difference:
         >>> jaxbn.interop.check_keras(source, [x]).train < 1e-5
         True
     """
-    batches = [np.asarray(batch) for batch in batches]
+    layer = from_keras(source)
+    shape = [None] * source.input_spec.ndim
+    shape[source.axis] = layer.state.mean.size
     twin = type(source).from_config(source.get_config())
-    twin.build(batches[0].shape if batches else source.moving_mean.shape)
+    twin.build(tuple(shape))
     twin.set_weights(source.get_weights())
     peer = Peer(
         lambda x: _array(twin(x, training=True)),
         lambda x: _array(twin(x, training=False)),
         lambda: (_array(twin.moving_mean), _array(twin.moving_variance)),
     )
-    return compare(from_keras(source), peer, batches)
+    return compare(layer, peer, batches)
 
 
-def _array(value: Any) -> Any:
-    if value is None:
-        return None
+def _values(source: Any, name: str) -> Any:
+    value = getattr(source, name)
+    try:
+        return None if value is None else _array(value)
+    except Exception as error:  # each backend has its own
+        raise ValueError(
+            f"`source.{name}` must have values, got {arguments.shown(value)} without. "
+            "Convert it outside of `jax.jit` and `keras.StatelessScope`."
+        ) from error
+
+
+def _array(value: Any) -> np.ndarray:
     from keras import ops
 
     return np.asarray(ops.convert_to_numpy(value))

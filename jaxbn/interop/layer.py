@@ -1,16 +1,18 @@
-"""A batch-normalization layer outside of any framework, and how to compare two."""
+"""A batch-normalization layer outside of any framework, and what makes it one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
+from jaxbn.core import checks
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.types import BatchNormState
+from jaxbn.interop import arguments
 
 
 class Layer(NamedTuple):
@@ -57,107 +59,110 @@ class Layer(NamedTuple):
         return batch_norm_inference(*arrays, axis=self.axis, epsilon=self.epsilon)
 
 
-class Peer(NamedTuple):
-    """The same layer elsewhere, on NumPy arrays.
-
-    Attributes:
-        train: normalizes a batch and updates the running statistics.
-        evaluate: normalizes with them.
-        statistics: returns running mean and variance.
-    """
-
-    train: Callable[[np.ndarray], Any]
-    evaluate: Callable[[np.ndarray], Any]
-    statistics: Callable[[], tuple[Any, Any]]
+def counts(settings: Any) -> bool:
+    """Whether a Layer, or a module, needs the number of batches for its average."""
+    return getattr(settings, "debias", False) or settings.momentum is None
 
 
-class Difference(NamedTuple):
-    """Largest absolute differences between two layers.
-
-    Attributes:
-        train: of the outputs in training.
-        evaluate: of the outputs at evaluation, before and after training.
-        mean: of the running means after training.
-        var: of the running variances after training.
-    """
-
-    train: float
-    evaluate: float
-    mean: float
-    var: float
-
-
-def compare(layer: Layer, peer: Peer, batches: Iterable[Any]) -> Difference:
-    """Runs both sides on the same data and reports how far apart they are.
+def read(parts: Mapping[str, Any], **settings: Any) -> Layer:
+    """Makes a layer: the one place where the values of every layer are checked.
 
     Args:
-        layer: this side.
-        peer: the other side; its own statistics change.
-        batches: the data to train on, one step each; at least one.
-
-    Returns:
-        The differences.
-
-    Raises:
-        ValueError: if `batches` is empty.
-
-    Example:
-        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2))
-        >>> peer = jaxbn.interop.Peer(
-        ...     lambda x: (x - x.mean(0)) / (x.var(0) + 1e-5) ** 0.5,
-        ...     lambda x: x / (1 + 1e-5) ** 0.5,
-        ...     lambda: layer.train(x)[1].state[:2],
-        ... )
-        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
-        >>> jaxbn.interop.compare(layer, peer, [x]).train < 1e-5
-        True
+        parts: mean, variance, count, scale and bias, by what messages call them; the
+            last three may be None.
+        settings: the other fields of Layer.
     """
-    arrays = [np.asarray(batch) for batch in batches]
-    if not arrays:
+    labels, (mean, var, count, scale, bias) = list(parts), parts.values()
+    for label, values in zip(labels[:2], (mean, var), strict=True):
+        if values is None:
+            raise ValueError(
+                f"{label} must be an array, got None. A layer without running "
+                "statistics cannot be converted."
+            )
+    mean = arguments.vector(labels[0], mean)
+
+    def like_mean(label: str, values: Any) -> Any:
+        values = arguments.vector(label, values)
+        if values.shape != mean.shape:
+            raise ValueError(
+                f"{label} must have the {mean.size} values of {labels[0]}, got "
+                f"{values.size}. Take all arrays from one layer."
+            )
+        return values
+
+    count = arguments.numbers(labels[2], 0 if count is None else count)
+    if count.size == 1:  # one for all channels
+        one = arguments.vector(labels[2], count.reshape(-1))
+        count = jnp.broadcast_to(one, mean.shape)
+    var, count = like_mean(labels[1], var), like_mean(labels[2], count)
+    for label, values in zip(labels[1:3], (var, count), strict=True):
+        _check_not_negative(label, values)
+    _check_whole(labels[2], count)
+    scale = scale if scale is None else like_mean(labels[3], scale)
+    bias = bias if bias is None else like_mean(labels[4], bias)
+    state = BatchNormState(mean, var, count.astype(var.dtype))
+    for label, values in zip(labels, (*state, scale, bias), strict=True):
+        if values is not None:
+            arguments.finite(label, values)
+    return Layer(state, scale, bias, **_settings(**settings))
+
+
+def checked(layer: Layer, *, traced: bool = False) -> Layer:
+    """A layer that a caller made, if it is one; `traced` if values are not needed."""
+    if not isinstance(layer, Layer):
+        raise TypeError(
+            f"`layer` must be a jaxbn.interop.Layer, got {arguments.shown(layer)}. "
+            "Make one, or read one with the `from_` function of its framework."
+        )
+    state = layer.state
+    if not isinstance(state, BatchNormState):
+        raise TypeError(
+            f"`layer.state` must be a BatchNormState, got {arguments.shown(state)}. "
+            "Create one with `jaxbn.init_state(num_features)`."
+        )
+    parts = {f"`layer.state.{name}`": v for name, v in state._asdict().items()}
+    parts |= {"`layer.scale`": layer.scale, "`layer.bias`": layer.bias}
+    settings = dict(zip(Layer._fields[3:], layer[3:], strict=True))
+    result = read(parts, **settings)
+    arrays = (*result.state, result.scale, result.bias, result.momentum)
+    if not traced and any(isinstance(value, Tracer) for value in arrays):
         raise ValueError(
-            "`batches` must contain a batch, got none. One is enough to compare on."
+            "`layer` must have values, got traced arrays. Convert it outside of "
+            "`jax.jit` and other transformations."
+        )
+    return result
+
+
+def _settings(*, momentum, epsilon, axis, unbiased=False, debias=False):
+    debias = arguments.flag("debias", debias)
+    if momentum is not None:
+        momentum = arguments.number("momentum", momentum)
+    return {
+        "momentum": checks.momentum(momentum, debias=debias),
+        "epsilon": checks.epsilon(arguments.number("epsilon", epsilon)),
+        "axis": arguments.integer("axis", axis, "It is the feature axis."),
+        "unbiased": arguments.flag("unbiased", unbiased),
+        "debias": debias,
+    }
+
+
+def _check_not_negative(label: str, values: Array) -> None:
+    if jnp.iscomplexobj(values):
+        raise TypeError(
+            f"{label} must be real, got {values.dtype}. Take its real part."
+        )
+    host = arguments.known(values)
+    if host is not None and (host < 0).any():
+        raise ValueError(
+            f"{label} must not be negative, got {np.nanmin(host)}. If it is a rounding "
+            "error, clip it: `np.maximum(values, 0)`."
         )
 
-    def at_evaluation(x: np.ndarray) -> float:
-        return _distance(layer.evaluate(jnp.asarray(x)), peer.evaluate(x))
 
-    train, evaluate = 0.0, at_evaluation(arrays[0])
-    for x in arrays:
-        y, layer = layer.train(jnp.asarray(x))
-        train = max(train, _distance(y, peer.train(x)))
-    evaluate = max(evaluate, at_evaluation(arrays[-1]))
-    mean, var = peer.statistics()
-    return Difference(
-        train,
-        evaluate,
-        _distance(layer.state.mean, mean),
-        _distance(layer.state.var, var),
-    )
-
-
-def _distance(ours: Any, theirs: Any) -> float:
-    gap = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64).reshape(
-        np.shape(ours)
-    )
-    return float(np.abs(gap).max(initial=0))
-
-
-def vector(values: Any) -> Array | None:
-    """One value per channel as a float array of rank 1, or None."""
-    if values is None:
-        return None
-    array = jnp.asarray(values)
-    return array.reshape(-1).astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def running(mean: Any, var: Any, count: Any = 0) -> BatchNormState:
-    """Running statistics of rank 1 from arrays of any rank and one count."""
-    mean, var = vector(mean), vector(var)
-    assert mean is not None and var is not None
-    updates = jnp.broadcast_to(jnp.asarray(count, var.dtype), var.shape)
-    return BatchNormState(mean, var, updates)
-
-
-def number_of_updates(state: BatchNormState) -> int:
-    """The number of updates of a whole layer."""
-    return int(jax.device_get(state.count).max(initial=0))
+def _check_whole(label: str, count: Array) -> None:
+    host = arguments.known(count)
+    if host is not None and (host % 1 > 0).any():
+        raise ValueError(
+            f"{label} must be whole, got {host[host % 1 > 0][0]}. It is the number of "
+            "batches seen."
+        )

@@ -5,17 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxbn.interop.layer import (
-    Difference,
-    Layer,
-    Peer,
-    compare,
-    number_of_updates,
-    running,
-    vector,
-)
+from jaxbn.interop import arguments
+from jaxbn.interop.layer import Layer, checked, read
+from jaxbn.interop.peers import Difference, Peer, compare
+from jaxbn.interop.targets import check_settings, number_of_updates
 
 _MEAN = "running_mean"
+_NAMES = (_MEAN, "running_var", "num_batches_tracked", "weight", "bias")
 
 
 def from_torch(
@@ -31,16 +27,22 @@ def from_torch(
     running variance is the unbiased one; features are on axis 1.
 
     Args:
-        source: a BatchNorm module, or a state dictionary of tensors or NumPy arrays.
+        source: a BatchNorm module, also a synchronized or a frozen one, or a state
+            dictionary of tensors or NumPy arrays. That of an InstanceNorm with
+            statistics looks like one of a BatchNorm and cannot be told apart.
         prefix: what comes before "running_mean" in the keys, as "layer1.0.bn1.".
-        momentum: PyTorch's; used for a state dictionary only, which does not tell it.
+        momentum: PyTorch's; used where the source does not tell it, as a state
+            dictionary or a frozen module.
         epsilon: the same.
 
     Returns:
-        A Layer that goes on training as the module would.
+        A Layer that goes on training as the module would; a frozen module, which has
+        running statistics in training too, is the same at evaluation only.
 
     Raises:
-        ValueError: if there is no such layer, or it tracks no statistics.
+        TypeError: if `source` is neither, or holds what are no numbers.
+        ValueError: if there is no such layer, it tracks no statistics, it does more
+            than normalize, or its values cannot be those of a layer.
 
     Example:
         >>> import numpy as np
@@ -51,26 +53,27 @@ def from_torch(
         >>> layer.momentum, layer.unbiased, layer.axis
         (0.9, True, 1)
     """
-    values: Mapping[str, Any] = source
-    if hasattr(source, "state_dict"):
-        momentum, epsilon = source.momentum, source.eps
+    arguments.text("prefix", prefix, "Take one that `torch_layers` lists.")
+    if arguments.is_a(source, "Module", "torch"):
+        _check_module(source)
+        momentum = getattr(source, "momentum", momentum)
+        epsilon = getattr(source, "eps", epsilon)
         values = source.state_dict()
-    if prefix + _MEAN not in values:
-        raise ValueError(
-            f"`source` must contain {prefix + _MEAN!r}, got the layers "
-            f"{torch_layers(values)!r}. Pass one of them as `prefix`."
+    elif isinstance(source, Mapping):
+        values = source
+    else:
+        raise TypeError(
+            "`source` must be a BatchNorm module or a state dictionary, got "
+            f"{arguments.shown(source)}. Files are read by `torch.load` or "
+            "`read_safetensors`."
         )
-    found = {
-        name: _array(values[prefix + name])
-        for name in (_MEAN, "running_var", "num_batches_tracked", "weight", "bias")
-        if prefix + name in values
-    }
-    count = found.get("num_batches_tracked", 0)
-    return Layer(
-        running(found[_MEAN], found["running_var"], count),
-        vector(found.get("weight")),
-        vector(found.get("bias")),
-        momentum=None if momentum is None else 1 - momentum,
+    _check_keys(values, prefix)
+    if momentum is not None:
+        weight_of_new = "It is PyTorch's, the weight of the new value."
+        momentum = 1 - arguments.share("momentum", momentum, weight_of_new)
+    return read(
+        {f"`source[{prefix + k!r}]`": values.get(prefix + k) for k in _NAMES},
+        momentum=momentum,
         epsilon=epsilon,
         axis=1,
         unbiased=True,
@@ -80,27 +83,37 @@ def from_torch(
 def to_torch(layer: Layer, *, prefix: str = "") -> dict[str, np.ndarray]:
     """Writes a layer as entries of a PyTorch state dictionary.
 
-    Values are kept as they are, so evaluation is the same there. To go on training,
-    give the module `momentum=1 - layer.momentum` and `eps=layer.epsilon`; PyTorch then
-    adds unbiased variances, also where the layer stored biased ones.
+    Give the module `momentum=1 - layer.momentum` and `eps=layer.epsilon`, which a state
+    dictionary does not hold. The rest is the same in every module of PyTorch, so it
+    must be in the layer: `axis=1`, `unbiased=True` and `debias=False`.
 
     Args:
-        layer: the layer.
+        layer: the layer. One of Flax becomes one of PyTorch, with other variances in
+            training and channels first, by `layer._replace(axis=1, unbiased=True)`.
         prefix: what to put before each name.
 
     Returns:
         NumPy arrays by key: `safetensors.numpy.save_file` and `write_safetensors` take
         them as they are, `module.load_state_dict` after `torch.from_numpy` on each.
 
+    Raises:
+        TypeError: if `layer` is no Layer.
+        ValueError: if it has other settings, or no values because it is traced.
+
     Example:
-        >>> layer = jaxbn.interop.Layer(jaxbn.init_state(2))
+        >>> state = jaxbn.init_state(2)
+        >>> layer = jaxbn.interop.Layer(state, axis=1, unbiased=True)
         >>> sorted(jaxbn.interop.to_torch(layer, prefix="bn."))
         ['bn.num_batches_tracked', 'bn.running_mean', 'bn.running_var']
     """
+    layer = checked(layer)
+    arguments.text("prefix", prefix, "It stands before each name, as 'bn1.'.")
+    every = "in every layer of PyTorch"
+    check_settings(layer, every, axis=1, unbiased=True, debias=False)
     values = {
         _MEAN: np.array(layer.state.mean),
         "running_var": np.array(layer.state.var),
-        "num_batches_tracked": np.array(number_of_updates(layer.state), np.int64),
+        "num_batches_tracked": np.array(number_of_updates(layer, "PyTorch"), np.int64),
     }
     if layer.scale is not None:
         values["weight"] = np.array(layer.scale)
@@ -112,11 +125,22 @@ def to_torch(layer: Layer, *, prefix: str = "") -> dict[str, np.ndarray]:
 def torch_layers(values: Mapping[str, Any]) -> list[str]:
     """The prefixes of all layers with running statistics in a state dictionary.
 
+    Args:
+        values: the state dictionary of a model.
+
+    Returns:
+        What stands before "running_mean", in the order of the dictionary.
+
+    Raises:
+        TypeError: if `values` is no dictionary.
+
     Example:
         >>> jaxbn.interop.torch_layers({"bn.running_mean": 0, "bn.running_var": 1})
         ['bn.']
     """
-    return [key.removesuffix(_MEAN) for key in values if key.endswith(_MEAN)]
+    arguments.mapping("values", values, "Of a module it is `module.state_dict()`.")
+    keys = (key for key in values if isinstance(key, str))
+    return [key.removesuffix(_MEAN) for key in keys if key.endswith(_MEAN)]
 
 
 def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
@@ -129,12 +153,21 @@ def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
     Returns:
         The largest differences.
 
+    Raises:
+        TypeError, ValueError: as `from_torch` for a module, and as `compare`.
+
     Example:
         >>> import torch
         >>> x = jax.random.normal(jax.random.key(0), (8, 2))
         >>> jaxbn.interop.check_torch(torch.nn.BatchNorm1d(2), [x]).train < 1e-5
         True
     """
+    if not arguments.is_a(module, "Module", "torch"):
+        raise TypeError(
+            f"`module` must be a BatchNorm module, got {arguments.shown(module)}. Load "
+            "a state dictionary into one to run it."
+        )
+    layer = from_torch(module)
     import copy
 
     import torch
@@ -151,12 +184,41 @@ def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
         lambda x: apply(x, training=False),
         lambda: (twin.running_mean.numpy(), twin.running_var.numpy()),
     )
-    return compare(from_torch(module), peer, batches)
+    return compare(layer, peer, batches)
 
 
-def _array(value: Any) -> Any:
-    """A tensor as a NumPy array; bfloat16, which NumPy lacks, as float32."""
-    if not hasattr(value, "detach"):
-        return value
-    value = value.detach().cpu()
-    return value.float().numpy() if "bfloat16" in str(value.dtype) else value.numpy()
+def _check_module(module: Any) -> None:
+    """Refuses modules that do other than, or more than, batch normalization."""
+    name = type(module).__name__
+    if not any("BatchNorm" in base.__name__ for base in type(module).__mro__):
+        layers = torch_layers(module.state_dict())
+        raise ValueError(
+            f"`source` must be a BatchNorm module, got {name}. Pass such a part of it, "
+            f"or `source.state_dict()` with one of the layers {layers!r} as `prefix`."
+        )
+    parts = [type(part).__name__ for part in module.children()]
+    if more := [part for part in parts if part != "Identity"]:
+        raise ValueError(
+            f"`source` must only normalize, got {name} with {', '.join(more)}. Pass "
+            "`source.state_dict()`, and apply the rest after the layer."
+        )
+
+
+def _check_keys(values: Mapping[str, Any], prefix: str) -> None:
+    """Refuses dictionaries without the layer, or with more than one in its place."""
+    layers = torch_layers(values)
+    got = f"the layers {layers!r}" if layers else f"the keys {list(values)[:6]!r}"
+    for name in _NAMES[:2]:
+        if prefix + name not in values:
+            raise ValueError(
+                f"`source` must contain {prefix + name!r}, got {got}. Pass the state "
+                "dictionary of a layer with running statistics, or one of a model with "
+                "one of its layers as `prefix`."
+            )
+    own = [key for key in values if isinstance(key, str) and key.startswith(prefix)]
+    if more := [key for key in own if key[len(prefix) :] not in _NAMES]:
+        raise ValueError(
+            f"`source` must contain a plain layer at {prefix!r}, got {more[:6]!r} "
+            "beside it. Remove pruning and parametrizations first; another kind of "
+            "layer cannot be converted."
+        )

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from extras import needs
 
-import jaxbn
 from jaxbn import interop
 
 eqx = needs("equinox")
@@ -59,8 +58,31 @@ def test_layers_make_the_round_trip(mode):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, layer)
 
 
-def test_message_for_a_target_without_scale():
-    target = trained("batch", steps=0, channelwise_affine=False)
-    layer = interop.Layer(jaxbn.init_state(3), jnp.ones(3))
-    with pytest.raises(ValueError, match="`target` must have `channelwise_affine`"):
-        interop.to_equinox(layer, *target)
+def test_messages_for_other_arguments():
+    module, state = trained("batch", steps=0)
+    for source, given, message in [
+        (eqx.nn.LayerNorm(3), state, "`source` must be an .*BatchNorm`, got LayerNorm"),
+        (eqx.nn.BatchNorm, state, "`source` must be an .*, got the class BatchNorm"),
+        (module, None, "`state` must be an `eqx.nn.State`, got None"),
+        (*trained("ema", steps=0)[:1], state, "`state` must be the latest one of the"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            interop.from_equinox(source, given)
+    with pytest.raises(TypeError, match="`corrected` must be True or False, got 'no'"):
+        interop.from_equinox(module, state, corrected="no")
+
+
+def test_a_used_state_is_refused():
+    target, state = trained("batch", steps=0)
+    layer = interop.from_equinox(target, state)
+    interop.to_equinox(layer, target, state)
+    with pytest.raises(ValueError, match="`state` must be the latest one of the layer"):
+        interop.to_equinox(layer, target, state)
+
+
+def test_a_corrected_variance_is_not_negative():
+    source, state = trained("batch", steps=0)
+    state = state.set(source.batch_counter, jnp.array(3))
+    state = state.set(source.batch_state_index, (jnp.zeros(3), 0.7289999 * jnp.ones(3)))
+    layer = interop.from_equinox(source, state, corrected=True)
+    np.testing.assert_array_equal(layer.state.var, 0)

@@ -73,12 +73,65 @@ def test_what_a_layer_cannot_hold_is_refused(options):
     shape = (3, 2) if "axis" in options else 2
     source = jaxbn.nnx.BatchNorm(shape, rngs=nnx.Rngs(0), **options)
     (name,) = options
-    with pytest.raises(ValueError, match=f"The layer must have .*{name}"):
+    with pytest.raises(ValueError, match=f"`source` must have .*{name}"):
         interop.from_nnx(source)
 
 
-def test_message_for_a_target_without_bias():
-    target = nnx.BatchNorm(3, use_bias=False, rngs=nnx.Rngs(0))
-    layer = interop.Layer(jaxbn.init_state(3), bias=jnp.ones(3))
-    with pytest.raises(ValueError, match="`target` must have a bias, got none"):
-        interop.to_nnx(layer, target)
+@pytest.mark.parametrize(
+    ("module", "path", "message"),
+    [
+        (nn.Dense(3), "norm", r"`module` must be a `BatchNorm` of flax.linen.*Dense\."),
+        (nn.BatchNorm, "norm", "`module` must be a .*, got the class BatchNorm"),
+        (nn.BatchNorm(), "nrom", r"`path` must .*got 'nrom'. .* there are \['norm'\]"),
+        (nn.BatchNorm(), "norm/mean", r"`path` must .* there are \['norm'\]"),
+        (nn.BatchNorm(), None, "`path` must be a string, got None"),
+        (nn.BatchNorm(use_bias=False), "norm", "`variables` .*scale of `module` at 'n"),
+        (jaxbn.linen.BatchNorm(debias=True), "norm", "must have mean, var, count, sca"),
+        (jaxbn.linen.BatchRenorm(), "norm", "got BatchRenorm"),
+    ],
+)
+def test_a_linen_layer_is_read_with_its_own_module_only(module, path, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        interop.from_linen(module, VARIABLES, path=path)
+
+
+LAYER = interop.Layer(jaxbn.init_state(3), jnp.ones(3), jnp.zeros(3))
+VARIABLES = {
+    "params": {"norm": {"scale": jnp.ones(3), "bias": jnp.ones(3, jnp.bfloat16)}},
+    "batch_stats": {"norm": {"mean": jnp.ones(3), "var": jnp.ones(3)}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({}, "nrom", r"`path` must .*got 'nrom'. .* there are \['norm'\]"),
+        ({}, "", r"`path` must .*got ''. .* there are \['norm'\]"),
+        ({"scale": None}, "norm", "must have mean, var, bias of `layer`, got .*scale"),
+        ({"debias": True}, "norm", "must have mean, var, count, .*, got .*mean, var"),
+        ({"momentum": None}, "norm", "must have mean, var, count, .*, got .*mean, var"),
+    ],
+)
+def test_a_linen_layer_is_written_where_one_with_its_arrays_is(changes, path, message):
+    with pytest.raises(ValueError, match=message):
+        interop.to_linen(LAYER._replace(**changes), VARIABLES, path=path)
+
+
+def test_a_linen_layer_of_another_size_is_refused_and_types_stay():
+    got = interop.to_linen(LAYER, VARIABLES, path="norm")
+    assert got["params"]["norm"]["bias"].dtype == jnp.bfloat16
+    small = interop.Layer(jaxbn.init_state(2), jnp.ones(2), jnp.zeros(2))
+    with pytest.raises(
+        ValueError, match=r"shape \(2,\) like `layer` for its mean, got"
+    ):
+        interop.to_linen(small, VARIABLES, path="norm")
+    partial = {"batch_stats": VARIABLES["batch_stats"]}
+    with pytest.raises(ValueError, match="must have mean, var, scale, bias of `layer`"):
+        interop.to_linen(LAYER, partial, path="norm")
+
+
+def test_boxes_of_metadata_stay_around_what_is_written():
+    boxed = jax.tree.map(lambda v: nn.Partitioned(v, ("data",)), VARIABLES)
+    layer = interop.from_linen(nn.BatchNorm(), boxed, path="norm")
+    got = interop.to_linen(layer, boxed, path="norm")
+    assert jax.tree.structure(got) == jax.tree.structure(boxed)

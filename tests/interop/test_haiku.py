@@ -58,3 +58,31 @@ def test_messages_name_the_modules_there_are():
         ValueError, match=r"`layer.momentum` must be a number, got None"
     ):
         interop.to_haiku(layer, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axis": 1}, r"`axis` must be .* in the shape \(1, 1, 1, 3\) of .*, got 1\."),
+        ({"axis": 3}, r"`axis` must be 1 or -1, .*, got 3\."),
+        ({"axis": None}, "`axis` must be an integer, got None"),
+        ({"decay_rate": 1.5}, r"`decay_rate` must be in \[0, 1\], got 1\.5"),
+        ({"decay_rate": None}, "`decay_rate` must be a number, got None"),
+        ({"name": 3}, "`name` must be a string, got 3"),
+        ({"params": None}, "`params` must be a mapping, got None"),
+        ({"params": {"batch_norm": 3}}, r"`params\['batch_norm'\]` must be a mapping"),
+        (
+            {"state": {"batch_norm/~/mean_ema": {}}},
+            r"'average' and 'counter' .*got \[\]",
+        ),
+    ],
+)
+def test_other_arguments_are_refused(changes, message):
+    params, state = TREES
+    arguments = {"params": params, "state": state, "decay_rate": 0.9, **changes}
+    with pytest.raises((TypeError, ValueError), match=message):
+        interop.from_haiku(**arguments)
+
+
+LAYER = interop.Layer(jaxbn.init_state(3), jnp.ones(3), debias=True)
+TREES = interop.to_haiku(LAYER, rank=4)

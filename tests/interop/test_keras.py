@@ -42,6 +42,15 @@ def test_weights_make_the_round_trip():
 
 
 def test_messages_say_what_to_do():
+    for other in (keras.layers.LayerNormalization(), "model.keras", None):
+        with pytest.raises(
+            TypeError, match=r"`source` must be a `keras.layers.BatchNor"
+        ):
+            interop.from_keras(other)
+    broken = layer()
+    broken.moving_variance.assign([1.0, -1.0, 1.0])
+    with pytest.raises(ValueError, match=r"`source.moving_variance` must not be neg"):
+        interop.check_keras(broken, batches())
     with pytest.raises(ValueError, match="`source` must be built"):
         interop.from_keras(keras.layers.BatchNormalization())
     with pytest.raises(ValueError, match="`source` must not renormalize"):

@@ -1,5 +1,7 @@
 """A PyTorch layer goes on training here as it would there."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from extras import needs
@@ -95,3 +97,127 @@ def test_messages_name_the_layers_there_are():
         interop.from_torch(module)
     with pytest.raises(ValueError, match="`batches` must contain a batch"):
         interop.check_torch(torch.nn.BatchNorm1d(2), [])
+
+
+class FrozenBatchNorm2d(torch.nn.Module):
+    """As in torchvision: buffers only, and an epsilon."""
+
+    def __init__(self, size, eps=1e-3):
+        super().__init__()
+        for name, start in zip(
+            ("weight", "bias", "running_mean", "running_var"), (1, 0, 0, 1), strict=True
+        ):
+            self.register_buffer(name, torch.full((size,), float(start)))
+        self.eps = eps
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        offset = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + offset[:, None, None]
+
+
+class BatchNormAct2d(torch.nn.BatchNorm2d):
+    """As in timm: with an activation after it."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.drop, self.act = torch.nn.Identity(), torch.nn.ReLU()
+
+
+def test_a_frozen_layer_is_the_same_at_evaluation():
+    module = FrozenBatchNorm2d(3)
+    module.running_mean += 1
+    (x,) = batches((4, 3, 5, 1), steps=1)
+    layer = interop.from_torch(module, momentum=0.2)
+    assert (layer.momentum, layer.epsilon) == (0.8, 1e-3)
+    want = module(torch.from_numpy(x))
+    np.testing.assert_allclose(layer.evaluate(x), want, atol=5e-6)
+    del module.eps
+    assert interop.from_torch(module, epsilon=0.5).epsilon == 0.5
+    got = interop.from_torch(module.state_dict())
+    np.testing.assert_array_equal(got.state.mean, 1)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.SyncBatchNorm(3),
+        torch.nn.BatchNorm2d(3).half(),
+        torch.nn.BatchNorm2d(3).bfloat16(),
+        torch.nn.BatchNorm2d(3).double(),
+        torch.nn.BatchNorm2d(3, bias=False),
+        type("Own", (torch.nn.BatchNorm2d,), {})(3),
+    ],
+)
+def test_other_kinds_and_types_of_batch_normalization_are_read(module):
+    for source in (module, module.state_dict(), module.state_dict(keep_vars=True)):
+        assert interop.from_torch(source).state.var.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (torch.nn.InstanceNorm2d(3, track_running_stats=True), "got InstanceNorm2d"),
+        (torch.nn.GroupNorm(1, 3), "must be a BatchNorm module, got GroupNorm"),
+        (torch.nn.LayerNorm(3), "must be a BatchNorm module, got LayerNorm"),
+        (
+            torch.nn.LayerNorm(3).state_dict(),
+            r"'running_mean', got the keys \['weight'",
+        ),
+        (
+            torch.nn.Sequential(torch.nn.BatchNorm1d(2)),
+            r"Sequential.* layers \['0\.'\]",
+        ),
+        (
+            torch.nn.BatchNorm1d,
+            "must be .* state dictionary, got the class BatchNorm1d",
+        ),
+        (torch.nn.LazyBatchNorm2d(), "'running_mean'.* array with values.* lazy"),
+        (
+            torch.nn.BatchNorm2d(3, device="meta"),
+            "'running_mean'.* must be an array with values",
+        ),
+        (torch.optim.SGD([torch.zeros(1)]), "must be .* state dictionary, got SGD"),
+        (torch.zeros(3), "must be .* state dictionary, got Tensor of type"),
+        (
+            "weights.pth",
+            "must be .* state dictionary, got 'weights.pth'.*`torch.load` or `read_s",
+        ),
+        (
+            pathlib.Path("w"),
+            "must be .* state dictionary, got PosixPath.*`torch.load` or `read_s",
+        ),
+        ({}, r"'running_mean', got the keys \[\]"),
+        ({"state_dict": {}, 3: 4}, r"'running_mean', got the keys \['state_dict', 3\]"),
+        ({"running_mean": [0.0]}, "must contain 'running_var', got the layers"),
+        (BatchNormAct2d(3), "only normalize, got BatchNormAct2d with ReLU"),
+        (
+            torch.nn.utils.parametrizations.weight_norm(torch.nn.BatchNorm1d(2)),
+            "only normalize, got ParametrizedBatchNorm1d with ModuleDict",
+        ),
+        (
+            {f"running_{k}": [1.0] for k in ("mean", "var")} | {"weight_orig": [1.0]},
+            r"a plain layer at '', got \['weight_orig'\]",
+        ),
+        (
+            type("Eps", (FrozenBatchNorm2d,), {})(3, eps=0.0),
+            "`epsilon` must be positive",
+        ),
+    ],
+)
+def test_what_is_no_layer_is_refused(source, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        interop.from_torch(source)
+
+
+def test_messages_of_the_other_functions():
+    with pytest.raises(TypeError, match="`values` must be a mapping, got Linear"):
+        interop.torch_layers(torch.nn.Linear(2, 2))
+    assert interop.torch_layers({3: 0, "bn.running_mean": 0}) == ["bn."]
+    with pytest.raises(
+        TypeError, match="`module` must be a BatchNorm module, got dict"
+    ):
+        interop.check_torch({"running_mean": [0.0]}, [])
+    with pytest.raises(TypeError, match="`prefix` must be a string, got 3"):
+        layer = interop.Layer(jaxbn.init_state(1), axis=1, unbiased=True)
+        interop.to_torch(layer, prefix=3)
