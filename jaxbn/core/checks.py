@@ -6,7 +6,6 @@ Values are looked at where they are known, see `jaxbn.core.values`: not under `j
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxbn.backends.contract import statistics_type as statistics_type
@@ -198,7 +197,7 @@ def groups(value: AxisGroups | None, axis_name: AxisName | None):
         )
     options.static("axis_groups", value)
     listed = values.several(value)
-    if any(isinstance(group, str) or np.ndim(group) != 1 for group in listed):
+    if any(map(values.is_single, listed)):
         raise TypeError(
             f"`axis_groups` must be a list of lists, got {shown(value)}. For example "
             "[[0, 1], [2, 3]]."

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbn.core.values import integer, is_traced, several, shown, wrong
+from jaxbn.core.values import integer, is_single, is_traced, several, shown, wrong
 
 _ARRAYS = (np.number, np.ndarray, Array)
 
@@ -27,7 +27,8 @@ def static(name: str, value: Any) -> None:
 def flag(name: str, value: Any) -> bool:
     """A switch as a Python bool."""
     static(name, value)
-    if np.ndim(value) == 0 and getattr(value, "dtype", type(value)) in (bool, np.bool_):
+    kind = getattr(value, "dtype", type(value))
+    if kind in (bool, np.bool_) and is_single(value):
         return bool(value)
     raise TypeError(
         f"`{name}` must be True or False, got {shown(value)}. Pass it by name: "
@@ -35,19 +36,19 @@ def flag(name: str, value: Any) -> bool:
     )
 
 
-def count(name: str, value: Any, *, least: int = 1, hint: str) -> int:
-    """An integer of at least `least`, as Python's.
+def whole(name: str, value: Any, *, least: int | None = 1, hint: str) -> int:
+    """An integer as Python's.
 
     Args:
         name, value: of the argument.
-        least: the smallest that is right.
+        least: the smallest that is right, if there is one.
         hint: what to do, a sentence.
     """
     static(name, value)
     number = integer(value)
     if number is None:
         raise TypeError(f"`{name}` must be an integer, got {shown(value)}. {hint}")
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"`{name}` must be at least {least}, got {number}. {hint}")
     return number
 
@@ -123,7 +124,7 @@ def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -
 
 def number(name: str, value: Any, right: Any, requirement: str, *, hint: str) -> Any:
     """One real number; a JAX array as it is, all else as Python's. See `numbers`."""
-    if np.ndim(value):
+    if not is_single(value):
         raise TypeError(f"`{name}` must be one number, got {shown(value)}. {hint}")
     value = numbers(name, value, right, requirement, hint=hint)
     return value if isinstance(value, Array) else value.item()
@@ -131,7 +132,7 @@ def number(name: str, value: Any, right: Any, requirement: str, *, hint: str) ->
 
 def epsilon(value: Any) -> float:
     """The number added to a variance, which must not vanish in float32."""
-    if is_traced(value) or np.ndim(value):
+    if is_traced(value) or not is_single(value):
         raise TypeError(
             f"`epsilon` must be a Python number, got {shown(value)}. It is a constant "
             "of the compiled program."

@@ -40,7 +40,7 @@ def init_domain_state(
         (2, 3)
     """
     hint = "Use 2 for clean and adversarial examples."
-    number = options.count("num_domains", num_domains, hint=hint)
+    number = options.whole("num_domains", num_domains, hint=hint)
     return init_state((number, *options.sizes("num_features", num_features)))
 
 
@@ -205,9 +205,9 @@ def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> A
     """
 
     hint = "It numbers the domains from 0."
-    domain = options.count("domain", domain, least=0, hint=hint)
+    domain = options.whole("domain", domain, least=0, hint=hint)
     if num_domains is not None:
-        num_domains = options.count("num_domains", num_domains, hint=hint)
+        num_domains = options.whole("num_domains", num_domains, hint=hint)
         in_range("domain", domain, num_domains)
 
     def strip(leaf):

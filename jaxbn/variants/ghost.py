@@ -128,7 +128,7 @@ def ghost_batch_norm(
 def _groups(x: Array, size: int, axis_name):
     """Groups on this device, and the devices of each group if those are several."""
     hint = "It is the number of examples that share statistics."
-    local, size = x.shape[0], options.count("ghost_batch_size", size, hint=hint)
+    local, size = x.shape[0], options.whole("ghost_batch_size", size, hint=hint)
     if local % size == 0:
         return local // size, None
     devices = 1 if axis_name is None else checks.axis_size(axis_name)

@@ -34,7 +34,7 @@ def init_timestep_state(
         (10, 3)
     """
     hint = "Use the length of the longest sequence in training."
-    steps = options.count("max_steps", max_steps, hint=hint)
+    steps = options.whole("max_steps", max_steps, hint=hint)
     return init_state((steps, *options.sizes("num_features", num_features)))
 
 
