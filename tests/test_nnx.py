@@ -329,6 +329,45 @@ def test_evaluation_after_one_debiased_step_equals_training():
     assert_close(evaluate(module, X + 10), y)
 
 
+def load(module, state, how):
+    """Puts the statistics of a state into a module, in one of the ways of nnx."""
+    if how == "update":
+        nnx.update(module, state)
+    elif how == "pure dictionary":
+        own = nnx.state(module)
+        nnx.replace_by_pure_dict(own, nnx.to_pure_dict(state))
+        nnx.update(module, own)
+    else:
+        module.mean[...], module.var[...] = state["mean"][...], state["var"][...]
+
+
+@pytest.mark.parametrize("how", ["update", "pure dictionary", "values"])
+@pytest.mark.parametrize("options", [{"debias": True}, {"momentum": None}])
+def test_averages_of_flax_without_their_count_are_not_thrown_away(options, how):
+    flax = make(FLAX)
+    train(flax, X + 3)
+    old = nnx.state(flax)
+    module = make(OURS, **options)
+    load(module, old, how)
+    message = "`count` must be .* got"
+    with pytest.raises(ValueError, match=message):
+        module(X, use_running_average=False)
+    if how == "update":  # there also where values are not known
+        with pytest.raises(ValueError, match=message):
+            train(module, X)
+    assert_close(evaluate(module, X), evaluate(flax, X))  # which needs none
+    module.count = nnx.BatchStat(jnp.ones(4))
+    module(X, use_running_average=False)
+    assert np.abs(module.mean[...] - old["mean"][...]).max() < 3
+    # With its own state, or a count in that of Flax, nothing is missing.
+    old["count"] = nnx.BatchStat(jnp.full(4, 7.0))
+    for state in (nnx.state(module), old):
+        other = make(OURS, **options)
+        nnx.update(other, state)
+        train(other, X)
+        assert_close(other.count[...], state["count"][...] + 1)
+
+
 def test_debias_adds_a_count_as_a_batch_statistic():
     module = make(OURS, debias=True)
     train(module, X)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import checks, options
+from jaxbn.core import checks, options, values
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state
@@ -92,14 +92,17 @@ class Hooks:
 
     def _names(self) -> dict[str, str]:
         """The names of the variables of the statistics, by those of their fields."""
-        averages = self.debias or self.momentum is None
-        counts = self.always_counts or averages
+        counts = self.always_counts or self._averages()
         fields = [k for k in self.statistics._fields if k != "count" or counts]
         return {field: field + self.suffix for field in fields}
 
     def _evaluates(self, use_running_average: Any) -> bool:
         """Whether the layer normalizes with the running statistics."""
         return options.flag("use_running_average", use_running_average)
+
+    def _averages(self) -> bool:
+        """Whether the average depends on the number of updates."""
+        return self.debias or self.momentum is None
 
     def _features(self, x: Array) -> tuple[int, ...]:
         """The sizes of the feature axes."""
@@ -140,8 +143,23 @@ class Hooks:
         if evaluates or (initial and not self.trains_in_init):
             return self._evaluate(where)(x, state, scale, bias, **others), None
         others |= self._training(initial=initial)
+        if self._averages():
+            _check_count(state)
         y, new = self._train(state)(x, state, scale, bias, where=where, **others)
         return y, None if initial else new
+
+
+def _check_count(state: Any) -> None:
+    """Refuses averages of no batch, where known: the first batch would replace them."""
+    mean, spread, count = map(values.known, state)
+    if mean is None or spread is None or count is None:
+        return
+    if ((count == 0) & ((mean != 0) | (spread != 1))).any():
+        raise ValueError(
+            "`count` must be the number of batches that the running statistics "
+            "average, got 0 for others than the first ones (of Flax?). Set it beside "
+            "them."
+        )
 
 
 class Ordinary(Hooks):
