@@ -1,20 +1,33 @@
-"""Batch normalization for JAX: pure functions, explicit state, exact statistics."""
+"""Batch normalization for JAX: pure functions, explicit state, exact statistics.
+
+The functions here take and return arrays; `jaxbn.linen` and `jaxbn.nnx` have the
+modules. `jaxbn.variants`, `deploy`, `interop` and `optim` are imported when first used.
+"""
 
 import importlib
 
-from jaxbn.backends.dispatch import implementations as implementations
-from jaxbn.core.batch_norm import batch_norm as batch_norm
-from jaxbn.core.moments import merge as merge
-from jaxbn.core.moments import moments as moments
-from jaxbn.core.normalize import batch_norm_inference as batch_norm_inference
-from jaxbn.core.normalize import normalize as normalize
-from jaxbn.core.save import recompute_policy as recompute_policy
-from jaxbn.core.state import init_state as init_state
-from jaxbn.core.state import update as update
-from jaxbn.core.types import BatchNormState as BatchNormState
-from jaxbn.core.types import Moments as Moments
+from jaxbn.backends.dispatch import implementations
+from jaxbn.core.batch_norm import batch_norm
+from jaxbn.core.moments import merge, moments
+from jaxbn.core.normalize import batch_norm_inference, normalize
+from jaxbn.core.save import recompute_policy
+from jaxbn.core.state import init_state, update
+from jaxbn.core.types import BatchNormState, Moments
 
 __version__ = "0.1.0"
+__all__ = [
+    "BatchNormState",
+    "Moments",
+    "batch_norm",
+    "batch_norm_inference",
+    "implementations",
+    "init_state",
+    "merge",
+    "moments",
+    "normalize",
+    "recompute_policy",
+    "update",
+]
 
 # A compiled program that another process saved names the kernels when it is loaded.
 implementations()
@@ -26,4 +39,13 @@ def __getattr__(name: str):
     # Imported when first asked for: most of them need flax, and that takes a second.
     if name in _MODULES:
         return importlib.import_module(f"jaxbn.{name}")
-    raise AttributeError(f"module 'jaxbn' has no attribute {name!r}")
+    hint = ""
+    if name.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d", "Renorm")):
+        hint = (
+            " Modules are in `jaxbn.linen` and `jaxbn.nnx`, as `jaxbn.nnx.BatchNorm`."
+        )
+    raise AttributeError(f"module 'jaxbn' has no attribute {name!r}.{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES, "__version__"])

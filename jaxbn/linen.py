@@ -14,12 +14,23 @@ Drop-in for `flax.linen.BatchNorm`: the same arguments, variables and result typ
 """
 
 from jaxbn.linen_base import Layer
-from jaxbn.linen_variants import BatchRenorm as BatchRenorm
-from jaxbn.linen_variants import DomainBatchNorm as DomainBatchNorm
-from jaxbn.linen_variants import EvalBlendBatchNorm as EvalBlendBatchNorm
-from jaxbn.linen_variants import GhostBatchNorm as GhostBatchNorm
-from jaxbn.linen_variants import TimestepBatchNorm as TimestepBatchNorm
+from jaxbn.linen_variants import (
+    BatchRenorm,
+    DomainBatchNorm,
+    EvalBlendBatchNorm,
+    GhostBatchNorm,
+    TimestepBatchNorm,
+)
 from jaxbn.variants import hooks
+
+__all__ = [
+    "BatchNorm",
+    "BatchRenorm",
+    "DomainBatchNorm",
+    "EvalBlendBatchNorm",
+    "GhostBatchNorm",
+    "TimestepBatchNorm",
+]
 
 
 class BatchNorm(hooks.Ordinary, Layer):

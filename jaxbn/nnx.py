@@ -16,12 +16,23 @@ Drop-in for `flax.nnx.BatchNorm`: the same arguments, variables and result types
 """
 
 from jaxbn.nnx_base import Layer
-from jaxbn.nnx_variants import BatchRenorm as BatchRenorm
-from jaxbn.nnx_variants import DomainBatchNorm as DomainBatchNorm
-from jaxbn.nnx_variants import EvalBlendBatchNorm as EvalBlendBatchNorm
-from jaxbn.nnx_variants import GhostBatchNorm as GhostBatchNorm
-from jaxbn.nnx_variants import TimestepBatchNorm as TimestepBatchNorm
+from jaxbn.nnx_variants import (
+    BatchRenorm,
+    DomainBatchNorm,
+    EvalBlendBatchNorm,
+    GhostBatchNorm,
+    TimestepBatchNorm,
+)
 from jaxbn.variants import hooks
+
+__all__ = [
+    "BatchNorm",
+    "BatchRenorm",
+    "DomainBatchNorm",
+    "EvalBlendBatchNorm",
+    "GhostBatchNorm",
+    "TimestepBatchNorm",
+]
 
 
 class BatchNorm(hooks.Ordinary, Layer):

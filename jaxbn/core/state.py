@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxbn.core import checks, options, placement
+from jaxbn.core import checks, options, placement, values
 from jaxbn.core.types import BatchNormState, Moments
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -101,7 +101,7 @@ class Average(NamedTuple):
     skip_nonfinite: bool
 
 
-def average_of(momentum, debias, unbiased, skip_nonfinite) -> Average:  # noqa: FBT
+def average_of(momentum, debias, unbiased, skip_nonfinite) -> Average:
     """The options of `update`, checked."""
     debias = options.flag("debias", debias)
     return Average(
@@ -151,3 +151,16 @@ def weight_of_new(how: Average, count: Array) -> Array | float:
     else:
         logarithm = math.log(max(how.momentum, _TINY))
     return (1 - how.momentum) / -jnp.expm1(count * logarithm)
+
+
+def require_count(state: Any) -> None:
+    """Refuses averages of no batch, where known: the first batch would replace them."""
+    mean, spread, count = map(values.known, state)
+    if mean is None or spread is None or count is None:
+        return
+    if ((count == 0) & ((mean != 0) | (spread != 1))).any():
+        raise ValueError(
+            "`count` must be the number of batches that the running statistics "
+            "average, got 0 for others than the first ones (of Flax?). Set it beside "
+            "them."
+        )

@@ -10,10 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import checks, options, values
+from jaxbn.core import checks, options
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
-from jaxbn.core.state import init_state
+from jaxbn.core.state import init_state, require_count
 from jaxbn.core.types import BatchNormState
 from jaxbn.variants import domains, eval_blend, ghost, renorm, timestep
 
@@ -144,22 +144,9 @@ class Hooks:
             return self._evaluate(where)(x, state, scale, bias, **others), None
         others |= self._training(initial=initial)
         if self._averages():
-            _check_count(state)
+            require_count(state)
         y, new = self._train(state)(x, state, scale, bias, where=where, **others)
         return y, None if initial else new
-
-
-def _check_count(state: Any) -> None:
-    """Refuses averages of no batch, where known: the first batch would replace them."""
-    mean, spread, count = map(values.known, state)
-    if mean is None or spread is None or count is None:
-        return
-    if ((count == 0) & ((mean != 0) | (spread != 1))).any():
-        raise ValueError(
-            "`count` must be the number of batches that the running statistics "
-            "average, got 0 for others than the first ones (of Flax?). Set it beside "
-            "them."
-        )
 
 
 class Ordinary(Hooks):
