@@ -68,7 +68,7 @@ def derivatives(f, arguments, directions, names):
 ALL = ("value", "grad", "jvp", "forward over reverse", "reverse over reverse",
        "checkpoint")  # fmt: skip
 QUICK = [
-    ("output", None, False, None, ("grad", "jvp", "reverse over reverse")),
+    ("output", None, False, None, ("grad", "jvp")),
     ("output", LEAKY, True, VALID, ALL),
     ("output", STEEP, False, VALID, ("value", "grad", "forward over reverse")),
     ("recompute", "gelu", True, VALID, ("value", "grad", "jvp", "checkpoint")),
