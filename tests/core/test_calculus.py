@@ -53,6 +53,13 @@ for part in ("other", "affine"):
         CASES[f"{kind}, {part} gated"] = (
             *call, options, [*moving, "gate_slope", "gate_offset"]
         )  # fmt: skip
+# The transpose of a gated `expand` that has no first operand, or no cotangent of it.
+CASES["sums alone, affine gated"] = (
+    *CASES["sums"][:2],
+    {"gate": Gate("affine", jax.nn.silu)},
+    ["a", "x", "center", "gate_slope", "gate_offset"],
+)
+WITHOUT_MULTIPLIER = ("activated", "sums alone, affine gated")
 MASKED = [name for name in CASES if name.startswith(("moments", "sums", "expand"))]
 
 
@@ -61,7 +68,7 @@ def values_of(name, operands, *, masked):
     where = generator.random(FULL) < 0.7
     found = {n: jnp.asarray(generator.normal(size=s)) for n, s in SHAPES.items()}
     found["where"] = jnp.asarray(where) if masked else None
-    if name == "activated":
+    if name in WITHOUT_MULTIPLIER:
         found["multiplier"] = None
     if "gate" not in CASES[name][2]:
         found |= {"gate_slope": None, "gate_offset": None}
