@@ -586,7 +586,7 @@ def test_wider_parameters_have_gradients_in_their_own_type(dtype):
             ]
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_jit_may_be_disabled(masked):
     x, state = draw((8, 3), mean=5.0), jaxbn.init_state(3)
     where = jnp.asarray(np.arange(8)[:, None] < 5) if masked else None

@@ -217,19 +217,14 @@ QUICK = {
     ("xla", "float32", True, True): (
         grad, jvp, jit_inside, checkpoint, scan, vmap_of_grad, reverse_over_reverse
     ),
-    ("xla", "bfloat16", True, True): (
-        grad, jvp, jacfwd, linear_transpose, forward_over_reverse
-    ),
+    ("xla", "bfloat16", True, True): (jacfwd, linear_transpose, forward_over_reverse),
     ("xla", "float64", True, True): (jacrev, reverse_over_forward, third_order),
     ("xla", "float32", False, False): (
-        grad, jvp, linearize, checkpoint, vmap_of_grad, vmap_of_jvp, hessian,
-        third_order_reverse,
+        jvp, linearize, vmap_of_jvp, hessian, third_order_reverse
     ),
-    ("xla", "float32", True, False): (grad, jvp, vmap_of_grad),
-    ("xla", "float32", False, True): (grad, jvp, vmap_of_grad),
-    ("native", "float32", True, True): (
-        grad, jvp, vmap_of_grad, scan, forward_over_reverse
-    ),
+    ("xla", "float32", True, False): (vmap_of_grad,),
+    ("xla", "float32", False, True): (grad, jvp),
+    ("native", "float32", True, True): (grad, jvp, vmap_of_grad),
     ("native", "bfloat16", True, True): (grad, jvp),
 }  # fmt: skip
 assert set(ALL) == set(itertools.chain(*QUICK.values()))
@@ -270,13 +265,20 @@ def wanted(*, masked, sync):
 
 
 def programs():
-    """The table, as programs of one quick and of one slow part of its rows."""
+    """The table, as programs of one quick and of one slow part of its rows.
+
+    The slow part has half of the rows: of a transformation, an implementation, a type,
+    a mask and a synchronisation, any two meet.
+    """
     for implementation, dtype, masked, sync in itertools.product(
         IMPLEMENTATIONS, OUTER, (False, True), (False, True)
     ):
         key = implementation, dtype, masked, sync
         quick = QUICK.get(key, ())
-        slow = tuple(t for t in ALL if t not in quick)
+        row = IMPLEMENTATIONS.index(implementation) + OUTER.index(dtype) + masked + sync
+        slow = tuple(
+            t for i, t in enumerate(ALL) if t not in quick and (i + row) % 2 == 0
+        )
         words = implementation, dtype, MASKED[masked], SHARED[sync]
         if quick:
             yield pytest.param(quick, *key, id="-".join(words))

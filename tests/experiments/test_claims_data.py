@@ -142,6 +142,7 @@ def generators():
     return random.getstate(), *np.random.get_state()[1:]
 
 
+@pytest.mark.slow
 def test_mnist1d_leaves_the_global_generators_alone_and_its_test_rows_are_new(
     monkeypatch,
 ):

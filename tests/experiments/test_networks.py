@@ -4,13 +4,11 @@ import pytest
 
 from experiments.networks import NETWORKS, train
 
-
-@pytest.mark.parametrize("name", ["dense", "wide"])
-def test_dense_networks_learn(name):
-    assert train(*NETWORKS[name], steps=40) > 0.7
+SLOW = [n for n in NETWORKS if n != "dense"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["image", "after", "before"])
-def test_convolutional_networks_learn(name):
+@pytest.mark.parametrize(
+    "name", ["dense", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
+def test_the_networks_learn(name):
     assert train(*NETWORKS[name], steps=40) > 0.7

@@ -18,6 +18,7 @@ from experiments.scale import config, network, resnet
 quick = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
+SLOW = pytest.mark.slow
 DATA = config.Data(image_size=8)
 TINY = config.Model(depth=8, zero_init_last_scale=False)
 
@@ -89,9 +90,9 @@ def shapes(variables):
     ("depth", "millions"),
     [
         (20, 0.27),
-        pytest.param(56, 0.85, marks=pytest.mark.slow),
-        pytest.param(110, 1.73, marks=pytest.mark.slow),
-        (50, 25.56),
+        pytest.param(56, 0.85, marks=SLOW),
+        pytest.param(110, 1.73, marks=SLOW),
+        pytest.param(50, 25.56, marks=SLOW),
     ],
 )
 def test_sizes_are_those_of_the_papers_and_of_both_apis(depth, millions):
@@ -108,7 +109,7 @@ def test_sizes_are_those_of_the_papers_and_of_both_apis(depth, millions):
     assert {leaf.dtype for leaf in jax.tree.leaves(linen)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.slow
+@SLOW
 def test_resnet_50_is_v1_5_and_the_same_function_in_both_apis():
     # Of two blocks in all, so that it compiles soon: a plain and a strided one.
     data = replace(DATA, image_size=32, classes=7)
@@ -136,7 +137,7 @@ def test_what_is_initialized_has_the_same_shapes_in_both_apis():
     assert shapes(made) == shapes(started())
 
 
-@pytest.mark.parametrize("norm", ["jaxbn", "flax"])
+@pytest.mark.parametrize("norm", ["jaxbn", pytest.param("flax", marks=SLOW)])
 def test_linen_and_nnx_agree_in_logits_and_statistics(norm):
     (y, stats, z), (y2, stats2, z2) = (computed(norm, api) for api in ("linen", "nnx"))
     assert y.dtype == y2.dtype == jnp.float32
@@ -153,7 +154,7 @@ def test_both_libraries_of_layers_give_the_same_logits():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize("api", ["linen", pytest.param("nnx", marks=SLOW)])
 def test_bfloat16_keeps_float32_variables_and_logits(api):
     net = make(replace(TINY, api=api, dtype="bfloat16"))
     y, stats = quick(net.train)(started(), images(), MASK)
@@ -164,7 +165,7 @@ def test_bfloat16_keeps_float32_variables_and_logits(api):
     assert 0 < error < 0.05 * np.abs(exact).max() + 1e-3
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_the_initial_kernels_are_he_normal_and_the_last_scales_zero(api):
     net = make(replace(TINY, api=api, zero_init_last_scale=True))
@@ -235,7 +236,7 @@ WAYS = {
 }
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize(
     ("way", "bn_sync", "api"),
     [
