@@ -97,7 +97,8 @@ def renorm(*, r_max: float = 3.0, d_max: float = 5.0) -> Norm:
         arrays = x, state, params["scale"], params["bias"]
         if not context.train:
             return batch_renorm_inference(*arrays), state
-        return batch_renorm(*arrays, r_max=r_max, d_max=d_max, momentum=MOMENTUM)
+        how = {"momentum": MOMENTUM, "debias": False}  # as in the paper
+        return batch_renorm(*arrays, r_max=r_max, d_max=d_max, **how)
 
     return Norm(init, apply)
 

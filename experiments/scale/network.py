@@ -140,18 +140,15 @@ def with_variables(network: Network, variables: Variables) -> nnx.Module:
 def _norm(model: config.Model, ghost: int | None, axis_name: str | None):
     """The factory of normalization layers."""
     linen, options = model.api == "linen", {"momentum": model.bn_momentum}
-    options |= {"axis_name": axis_name}
-    dtype = jnp.dtype(model.dtype)
+    options |= {"axis_name": axis_name, "dtype": jnp.dtype(model.dtype)}
     if model.norm == "flax":
         kind = resnet.FlaxBatchNorm if linen else resnet_nnx.FlaxBatchNorm
-        return functools.partial(kind, dtype=dtype, **options)
+        return functools.partial(kind, **options)
     library = jaxbn.linen if linen else jaxbn.nnx
-    if ghost is not None:
-        return functools.partial(
-            library.GhostBatchNorm, ghost_batch_size=ghost, **options
-        )
-    # Like the other layer: the average starts without the initial values.
-    return functools.partial(library.BatchNorm, dtype=dtype, debias=True, **options)
+    options["debias"] = True
+    if ghost is None:
+        return functools.partial(library.BatchNorm, **options)
+    return functools.partial(library.GhostBatchNorm, ghost_batch_size=ghost, **options)
 
 
 def _layers(model: config.Model) -> dict[str, Any]:
