@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Primitive
 
 from jaxbn.core import by_input, by_output
 from jaxbn.core.options import one_of
+from jaxbn.core.values import shown
 
 Save = Literal["input", "output", "recompute"]
 """What is kept, see `jaxbn.batch_norm`."""
@@ -41,6 +43,9 @@ def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:
     Returns:
         Whether the result of the equation may be kept.
 
+    Raises:
+        TypeError: if `primitive` is something else, as the function itself.
+
     Example:
         >>> state, x = jaxbn.init_state(4), jnp.ones((8, 4))
         >>> def loss(weights):
@@ -52,6 +57,11 @@ def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:
         >>> jnp.allclose(first, second)
         Array(True, dtype=bool)
     """
+    if not isinstance(primitive, Primitive):
+        raise TypeError(
+            f"`primitive` must be that of an equation, got {shown(primitive)}. Write "
+            "`jax.checkpoint(function, policy=jaxbn.recompute_policy)`."
+        )
     if primitive is by_input.finish.primitive:
         return params["save"] != "recompute" or params["present"][1]  # the residual
     return primitive is not by_input.begin.primitive  # which returns its operand

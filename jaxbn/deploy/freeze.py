@@ -38,16 +38,21 @@ class Frozen(NamedTuple):
         """Applies the map; arguments and result are those of `jaxbn.normalize`."""
         x = checks.array(x)
         axes = checks.feature_axes(x, axis)
+        fields = numbers_of(self, x, of="x")._asdict().items()
         return apply(
             x,
-            checks.vector("center", self.center, x, axes),
-            checks.vector("slope", self.slope, x, axes),
-            checks.vector("offset", self.offset, x, axes),
+            *(checks.vector(f"frozen.{k}", v, x, axes) for k, v in fields),
             checks.residual(residual, x),
             axes=axes,
             activation=activation,
             implementation=implementations.choose(implementation, x),
         )
+
+
+def numbers_of(frozen: Frozen, like: Array, *, of: str) -> Frozen:
+    """The arrays of a frozen layer, complex ones for complex numbers only."""
+    fields = frozen._asdict().items()
+    return Frozen(*(checks.numbers(f"frozen.{k}", v, like, of=of) for k, v in fields))
 
 
 def freeze(

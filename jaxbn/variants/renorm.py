@@ -208,6 +208,9 @@ def _correction(sigma, distance, old: RenormState, r_max, d_max):
     hint = "With r_max=1 and d_max=0 it is batch normalization."
     r_max = options.numbers("r_max", r_max, lambda r: r >= 1, "at least 1", hint=hint)
     d_max = options.numbers("d_max", d_max, lambda d: d >= 0, "at least 0", hint=hint)
+    kind = old.sigma.shape, old.sigma.dtype
+    r_max = options.per_channel("r_max", r_max, *kind)
+    d_max = options.per_channel("d_max", d_max, *kind)
     r = jnp.clip(sigma / old.sigma, 1 / r_max, r_max)
     return r, jnp.clip(distance / old.sigma, -d_max, d_max)
 

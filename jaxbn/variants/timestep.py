@@ -76,7 +76,7 @@ def timestep_batch_norm(
         >>> states.mean.ravel()
         Array([0., 2.], dtype=float32)
     """
-    states = _checked(states)
+    states = states_of("states", states)
     row = _row(states, t)
     y, new = batch_norm(x, _at(states, row), scale, bias, **others)
 
@@ -109,7 +109,7 @@ def timestep_batch_norm_inference(
         >>> timestep_batch_norm_inference(jnp.array([[5.0]]), states, t=1).round(3)
         Array([[2.]], dtype=float32)
     """
-    states = _checked(states)
+    states = states_of("states", states)
     return batch_norm_inference(x, _at(states, _row(states, t)), scale, bias, **others)
 
 
@@ -118,11 +118,12 @@ _STATES = records.STATE._replace(
 )
 
 
-def _checked(states: BatchNormState) -> BatchNormState:
-    states = records.record("states", states, _STATES)
+def states_of(name: str, states: Any) -> BatchNormState:
+    """Statistics for each time step, checked."""
+    states = records.record(name, states, _STATES)
     if states.mean.ndim < 2:
         raise ValueError(
-            f"`states` must have shape (steps, channels), got {states.mean.shape}. "
+            f"`{name}` must have shape (steps, channels), got {states.mean.shape}. "
             f"{_STATES.create}"
         )
     return states
