@@ -10,8 +10,6 @@ import importlib
 import os
 import reprlib
 
-from jax import Array
-
 from jaxbn.backends.contract import Kernels
 
 AUTOMATIC = "auto"
@@ -62,8 +60,8 @@ def implementations() -> dict[str, str | None]:
     return {"xla": None} | {name: _missing(name) for name in _MODULES} | _PLANNED
 
 
-def choose(implementation: str | None, x: Array) -> str:
-    """The name of the implementation that will run `x`.
+def choose(implementation: str | None) -> str:
+    """The name of the implementation that will run.
 
     Raises:
         ValueError: if `implementation` is not a known name.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxbn.backends.contract import statistics_type as statistics_type
@@ -206,27 +205,13 @@ def groups(value: AxisGroups | None, axis_name: AxisName | None):
             f"`axis_groups` must come with `axis_name`, got {shown(value)} without "
             "one. Name the axis whose positions are grouped."
         )
-    options.static("axis_groups", value)
-    listed = values.several(value)
-    if any(isinstance(group, str) or np.ndim(group) != 1 for group in listed):
-        raise TypeError(
-            f"`axis_groups` must be a list of lists, got {shown(value)}. For example "
-            "[[0, 1], [2, 3]]."
-        )
-    size = axis_size(axis_name)
-    fixed = tuple(tuple(map(_position, group)) for group in listed)
+    fixed, size = options.groups("axis_groups", value), axis_size(axis_name)
     if sorted(i for group in fixed for i in group) != list(range(size)):
         raise ValueError(
             f"`axis_groups` must contain each position of 0 to {size - 1} of axis "
             f"{axis_name!r} once, got {shown(value)}. List every device in one group."
         )
     return fixed
-
-
-def _position(value: Any) -> int:
-    """An integer, or -1 for what is none."""
-    number = values.integer(value)
-    return -1 if number is None else number
 
 
 def axis_size(axis_name: AxisName) -> int:

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbn.core.values import integer, is_deleted, is_traced, several, shown, wrong
+from jaxbn.core.values import (
+    integer,
+    is_deleted,
+    is_single,
+    is_traced,
+    several,
+    shown,
+    wrong,
+)
 
 _ARRAYS = (np.number, np.ndarray, Array)
 
@@ -28,7 +36,7 @@ def flag(name: str, value: Any) -> bool:
     """A switch as a Python bool."""
     static(name, value)
     kind = getattr(value, "dtype", type(value))
-    if getattr(value, "ndim", 0) == 0 and kind in (bool, np.bool_):
+    if kind in (bool, np.bool_) and is_single(value):
         return bool(value)
     raise TypeError(
         f"`{name}` must be True or False, got {shown(value)}. Pass it by name: "
@@ -36,19 +44,19 @@ def flag(name: str, value: Any) -> bool:
     )
 
 
-def count(name: str, value: Any, *, least: int = 1, hint: str) -> int:
-    """An integer of at least `least`, as Python's.
+def whole(name: str, value: Any, *, least: int | None = 1, hint: str) -> int:
+    """An integer as Python's.
 
     Args:
         name, value: of the argument.
-        least: the smallest that is right.
+        least: the smallest that is right, if there is one.
         hint: what to do, a sentence.
     """
     static(name, value)
     number = integer(value)
     if number is None:
         raise TypeError(f"`{name}` must be an integer, got {shown(value)}. {hint}")
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"`{name}` must be at least {least}, got {number}. {hint}")
     return number
 
@@ -98,6 +106,20 @@ def inexact(name: str, value: Any) -> Any:
             f"{shown(value)}. Leave it out for float32."
         )
     return kind
+
+
+def groups(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    """A list of groups, each one a list of positions."""
+    static(name, value)
+    listed = several(value)
+    if not any(map(is_single, listed)):
+        fixed = tuple(tuple(map(integer, group)) for group in listed)
+        if not any(position is None for group in fixed for position in group):
+            return fixed  # type: ignore
+    raise TypeError(
+        f"`{name}` must be a list of lists of integers, got {shown(value)}. For "
+        "example [[0, 1], [2, 3]]."
+    )
 
 
 def function(name: str, value: Any, *, hint: str) -> Any:
@@ -156,7 +178,7 @@ def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -
 
 def number(name: str, value: Any, right: Any, requirement: str, *, hint: str) -> Any:
     """One real number; a JAX array as it is, all else as Python's. See `numbers`."""
-    if getattr(value, "ndim", 0):
+    if not is_single(value):
         raise TypeError(f"`{name}` must be one number, got {shown(value)}. {hint}")
     value = numbers(name, value, right, requirement, hint=hint)
     return value if isinstance(value, Array) else value.item()
@@ -164,7 +186,7 @@ def number(name: str, value: Any, right: Any, requirement: str, *, hint: str) ->
 
 def epsilon(value: Any) -> float:
     """The number added to a variance, which must not vanish in float32."""
-    if is_traced(value):
+    if is_traced(value) or not is_single(value):
         raise TypeError(
             f"`epsilon` must be a Python number, got {shown(value)}. It is a constant "
             "of the compiled program."

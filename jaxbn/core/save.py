@@ -17,8 +17,7 @@ Save = Literal["input", "output", "recompute"]
 
 def check(save: Save, activation: Callable | None, x: Array) -> Save:
     """Validates `save` for this input and activation."""
-    hint = "Leave it out unless memory is short."
-    one_of("save", save, ("input", "output", "recompute"), hint=hint)
+    check_mode(save)
     if save != "input" and jnp.iscomplexobj(x):
         raise NotImplementedError(
             f"`save` must be 'input' for complex `x`, got {save!r}. Leave it out."
@@ -26,6 +25,12 @@ def check(save: Save, activation: Callable | None, x: Array) -> Save:
     if save == "output":
         by_output.negative_slope(activation)
     return save
+
+
+def check_mode(save: Any) -> None:
+    """Validates `save` for any input and activation."""
+    hint = "Leave it out unless memory is short."
+    one_of("save", save, ("input", "output", "recompute"), hint=hint)
 
 
 def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:

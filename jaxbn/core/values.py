@@ -5,6 +5,7 @@ nothing is said about them. Values are known of numbers, NumPy arrays and JAX ar
 that this process holds whole.
 """
 
+import contextlib
 import operator
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -24,14 +25,19 @@ def shown(value: Any) -> str:
     """A few words for a value in a message: of an array its type and shape."""
     if isinstance(value, Tracer):
         return f"a traced {_kind(value)}"
-    if isinstance(value, Array | np.ndarray) and (value.ndim or known(value) is None):
-        return _kind(value)
+    if isinstance(value, Array | np.ndarray):
+        single = value.ndim == 0 and known(value) is not None
+        return _SHORT.repr(value.item()) if single else _kind(value)
     if (name := getattr(value, "__qualname__", None)) is not None:
-        return name
-    if hasattr(value, "_fields"):  # of a NamedTuple, whose arrays take many lines
-        return type(value).__name__
-    text = _SHORT.repr(value.item() if isinstance(value, Array) else value)
-    return type(value).__name__ if " at 0x" in text else text.replace("\n", " ")
+        return f"the class {name}" if isinstance(value, type) else name
+    text = _SHORT.repr(value)
+    plain = type(value).__module__ == "builtins" or isinstance(value, np.generic)
+    if plain and " at 0x" not in text:
+        return text
+    with contextlib.suppress(Exception):  # not all foreign arrays know theirs
+        shape = tuple(value.shape)
+        return f"{type(value).__name__} of type {value.dtype} and shape {shape}"
+    return type(value).__name__
 
 
 def _kind(value: Any) -> str:
@@ -93,17 +99,17 @@ def integer(value: Any) -> int | None:
     return number if abs(number) < 2**31 else None
 
 
-def several(value: Any) -> tuple:
-    """The items of a sequence, or one value by itself."""
-    return (value,) if is_single(value) else tuple(value)
-
-
 def is_single(value: Any) -> bool:
-    """Whether a value has no items in an order of their own."""
+    """Whether a value is no sequence; a text is none, and what has no order."""
     if not isinstance(value, Iterable) or is_deleted(value):
         return True
     unordered = isinstance(value, str | bytes | Mapping | Set)
     return unordered or getattr(value, "ndim", 1) == 0
+
+
+def several(value: Any) -> tuple:
+    """The items of a sequence, or one value by itself."""
+    return (value,) if is_single(value) else tuple(value)
 
 
 def is_traced(value: Any) -> bool:

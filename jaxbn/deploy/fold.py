@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxbn.core import checks, options, values
-from jaxbn.deploy.freeze import Frozen, numbers_of
+from jaxbn.deploy.freeze import Frozen
 
 
 def fold(
@@ -64,7 +64,7 @@ def fold(
     hint = "It says where the batch normalization stands relative to the layer."
     options.one_of("order", order, ("after", "before"), hint=hint)
     hint = "Pass the layer's feature_group_count."
-    groups = options.count("groups", groups, hint=hint)
+    groups = options.whole("groups", groups, hint=hint)
     kernel, axes = _kernel(kernel, input_axis, axis)
     bias = None if bias is None else _bias(bias, kernel, axes[1])
     inputs, outputs = (kernel.shape[a] for a in axes)
@@ -134,7 +134,10 @@ def _frozen(
             f"`groups` must divide the {outputs} outputs of `kernel`, got {groups}. "
             "Pass the layer's feature_group_count."
         )
-    frozen = numbers_of(frozen, kernel, of="kernel")
+    fields = frozen._asdict().items()
+    frozen = frozen._make(
+        checks.numbers(f"frozen.{k}", v, kernel, of="kernel") for k, v in fields
+    )
     for value in frozen:
         if value.shape != (channels,):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, options
+from jaxbn.core import checks, options, values
 from jaxbn.core import implementation as implementations
 from jaxbn.core.normalize import apply
 from jaxbn.core.records import record
@@ -38,21 +38,21 @@ class Frozen(NamedTuple):
         """Applies the map; arguments and result are those of `jaxbn.normalize`."""
         x = checks.array(x)
         axes = checks.feature_axes(x, axis)
-        fields = numbers_of(self, x, of="x")._asdict().items()
+        fields = {f"frozen.{k}": v for k, v in self._asdict().items()}
+        center, slope, offset = (
+            checks.vector(name, values.array(name, value), x, axes)
+            for name, value in fields.items()
+        )
         return apply(
             x,
-            *(checks.vector(f"frozen.{k}", v, x, axes) for k, v in fields),
+            center,
+            slope,
+            offset,
             checks.residual(residual, x),
             axes=axes,
             activation=activation,
-            implementation=implementations.choose(implementation, x),
+            implementation=implementations.choose(implementation),
         )
-
-
-def numbers_of(frozen: Frozen, like: Array, *, of: str) -> Frozen:
-    """The arrays of a frozen layer, complex ones for complex numbers only."""
-    fields = frozen._asdict().items()
-    return Frozen(*(checks.numbers(f"frozen.{k}", v, like, of=of) for k, v in fields))
 
 
 def freeze(

@@ -79,7 +79,7 @@ def recalibrate(
         "Use the number of layers in sequence, or 1 if `collect` normalizes as in "
         "training."
     )
-    passes = options.count("passes", passes, hint=hint)
+    passes = options.whole("passes", passes, hint=hint)
     members = group_of(axis_name, None)
     unbiased = options.flag("unbiased", unbiased)
     if options.flag("scan", scan):

@@ -1,6 +1,5 @@
 """What every conversion asks of its arguments, and the messages about them."""
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+
+from jaxbn.core.values import known, shown
 
 
 def is_a(value: Any, name: str, *packages: str) -> bool:
@@ -23,38 +24,10 @@ def is_a(value: Any, name: str, *packages: str) -> bool:
     )
 
 
-def shown(value: Any) -> str:
-    """A value in a message: itself if it is short, else what it is."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    with contextlib.suppress(Exception):  # a lazy tensor raises at its shape
-        kind, shape = type(value).__name__, tuple(value.shape)
-        return f"{kind} of type {value.dtype} and shape {shape}"
-    plain = value is None or isinstance(value, str | bytes | bool | int | float)
-    short = plain or (isinstance(value, list | tuple | dict) and not value)
-    return repr(value) if short and len(repr(value)) <= 60 else type(value).__name__
-
-
 def text(name: str, value: Any, meaning: str) -> None:
     """Refuses what is no string."""
     if not isinstance(value, str):
         raise TypeError(f"`{name}` must be a string, got {shown(value)}. {meaning}")
-
-
-def flag(name: str, value: Any) -> bool:
-    """A boolean; other values would be taken as one silently."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(
-            f"`{name}` must be True or False, got {shown(value)}. Write one of them."
-        )
-    return bool(value)
-
-
-def integer(name: str, value: Any, meaning: str) -> int:
-    """An integer of Python or NumPy."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be an integer, got {shown(value)}. {meaning}")
-    return int(value)
 
 
 def mapping(name: str, value: Any, meaning: str) -> None:
@@ -137,13 +110,6 @@ def vector(label: str, value: Any) -> Array:
     narrow = values.dtype.itemsize < 4 or jnp.issubdtype(values.dtype, np.integer)
     kind = np.float32 if narrow else values.dtype
     return jnp.asarray(values.reshape(-1).astype(kind))
-
-
-def known(values: Any) -> np.ndarray | None:
-    """The values as NumPy has them; None if traced, or partly on other hosts."""
-    if isinstance(values, Tracer) or not values.is_fully_addressable:
-        return None
-    return np.asarray(values)
 
 
 def finite(label: str, values: Array) -> None:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxbn.core import options
 from jaxbn.core.types import BatchNormState
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, checked, read
 from jaxbn.interop.peers import Difference, Peer, compare
@@ -45,7 +47,7 @@ def from_equinox(source: Any, state: Any, *, corrected: bool = False) -> Layer:
         0.99
     """
     _check_layer("source", source, state)
-    arguments.flag("corrected", corrected)
+    options.flag("corrected", corrected)
     momentum = arguments.share("source.momentum", source.momentum, "It weighs the old.")
     if source.mode == "ema":
         fresh = bool(_stored(state, source.ema_first_time_index)[0])
@@ -195,12 +197,12 @@ def check_equinox(source: Any, state: Any, batches: Iterable[Any]) -> Difference
 def _check_layer(name: str, value: Any, state: Any) -> None:
     if not arguments.is_a(value, "BatchNorm", "equinox"):
         raise TypeError(
-            f"`{name}` must be an `eqx.nn.BatchNorm`, got {arguments.shown(value)}. "
+            f"`{name}` must be an `eqx.nn.BatchNorm`, got {shown(value)}. "
             "Create both with `eqx.nn.make_with_state(eqx.nn.BatchNorm)(...)`."
         )
     if not arguments.is_a(state, "State", "equinox"):
         raise TypeError(
-            f"`state` must be an `eqx.nn.State`, got {arguments.shown(state)}. It is "
+            f"`state` must be an `eqx.nn.State`, got {shown(state)}. It is "
             "what `eqx.nn.make_with_state` returned, or the layer when called last."
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, read
 
@@ -12,7 +13,7 @@ def plain(name: str, module: Any, *packages: str) -> None:
     if not arguments.is_a(module, "BatchNorm", *packages):
         raise TypeError(
             f"`{name}` must be a `BatchNorm` of {' or '.join(packages)}, got "
-            f"{arguments.shown(module)}. Pass that part of a model."
+            f"{shown(module)}. Pass that part of a model."
         )
     activation = getattr(module, "activation", None)
     if activation is not None:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxbn.core import options
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, checked, read
 from jaxbn.interop.peers import Difference, Peer, compare
@@ -113,8 +115,9 @@ def to_haiku(
     arguments.text("name", name, 'It is the full name, as "res_net/batch_norm".')
     check_average(layer, "Haiku")
     check_settings(layer, "in every module of Haiku", unbiased=False, debias=True)
-    rank = arguments.integer("rank", rank, "It is the number of axes of the inputs.")
-    if rank < 2 or layer.axis not in (-1, rank - 1, 1, 1 - rank):
+    hint = "It is the number of axes of the inputs."
+    rank = options.whole("rank", rank, least=2, hint=hint)
+    if layer.axis not in (-1, rank - 1, 1, 1 - rank):
         raise ValueError(
             f"`rank` must be 2 or more, with features on axis 1 or the last, got {rank}"
             f" with `layer.axis` {layer.axis}. Haiku has no other layout."
@@ -216,7 +219,7 @@ def _average(state: Tree, key: str) -> Mapping[str, Any]:
         )
     found = state[key]
     if not isinstance(found, Mapping) or not {"average", "counter"} <= found.keys():
-        got = list(found) if isinstance(found, Mapping) else arguments.shown(found)
+        got = list(found) if isinstance(found, Mapping) else shown(found)
         raise ValueError(
             f"`state` must contain 'average' and 'counter' at {key!r}, got {got}. "
             "Pass the state of `hk.BatchNorm`."
@@ -226,7 +229,7 @@ def _average(state: Tree, key: str) -> Mapping[str, Any]:
 
 def _check_axis(axis: int, shape: tuple[int, ...]) -> None:
     """Refuses an axis other than that of the stored arrays, which keep all axes."""
-    axis = arguments.integer("axis", axis, "It is 1 or -1.")
+    axis = options.whole("axis", axis, least=None, hint="It is 1 or -1.")
     fits = axis in (1, -1) and len(shape) > axis and shape[axis] == math.prod(shape)
     if not fits:
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, checked, read
 from jaxbn.interop.peers import Difference, Peer, compare
@@ -38,7 +39,7 @@ def from_keras(source: Any) -> Layer:
     if not arguments.is_a(source, "BatchNormalization", "keras"):
         raise TypeError(
             "`source` must be a `keras.layers.BatchNormalization`, got "
-            f"{arguments.shown(source)}. Pass that layer of the model."
+            f"{shown(source)}. Pass that layer of the model."
         )
     if source.moving_mean is None:
         raise ValueError(
@@ -129,7 +130,7 @@ def _values(source: Any, name: str) -> Any:
         return None if value is None else _array(value)
     except Exception as error:  # each backend has its own
         raise ValueError(
-            f"`source.{name}` must have values, got {arguments.shown(value)} without. "
+            f"`source.{name}` must have values, got {shown(value)} without. "
             "Convert it outside of `jax.jit` and `keras.StatelessScope`."
         ) from error
 

@@ -8,10 +8,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxbn.core import checks
+from jaxbn.core import options
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.types import BatchNormState
+from jaxbn.core.values import known, shown
 from jaxbn.interop import arguments
 
 
@@ -111,13 +112,13 @@ def checked(layer: Layer, *, traced: bool = False) -> Layer:
     """A layer that a caller made, if it is one; `traced` if values are not needed."""
     if not isinstance(layer, Layer):
         raise TypeError(
-            f"`layer` must be a jaxbn.interop.Layer, got {arguments.shown(layer)}. "
+            f"`layer` must be a jaxbn.interop.Layer, got {shown(layer)}. "
             "Make one, or read one with the `from_` function of its framework."
         )
     state = layer.state
     if not isinstance(state, BatchNormState):
         raise TypeError(
-            f"`layer.state` must be a BatchNormState, got {arguments.shown(state)}. "
+            f"`layer.state` must be a BatchNormState, got {shown(state)}. "
             "Create one with `jaxbn.init_state(num_features)`."
         )
     parts = {f"`layer.state.{name}`": v for name, v in state._asdict().items()}
@@ -134,14 +135,14 @@ def checked(layer: Layer, *, traced: bool = False) -> Layer:
 
 
 def _settings(*, momentum, epsilon, axis, unbiased=False, debias=False):
-    debias = arguments.flag("debias", debias)
+    debias = options.flag("debias", debias)
     if momentum is not None:
         momentum = arguments.number("momentum", momentum)
     return {
-        "momentum": checks.momentum(momentum, debias=debias),
-        "epsilon": checks.epsilon(arguments.number("epsilon", epsilon)),
-        "axis": arguments.integer("axis", axis, "It is the feature axis."),
-        "unbiased": arguments.flag("unbiased", unbiased),
+        "momentum": options.momentum(momentum, debias=debias),
+        "epsilon": options.epsilon(arguments.number("epsilon", epsilon)),
+        "axis": options.whole("axis", axis, least=None, hint="It is the feature axis."),
+        "unbiased": options.flag("unbiased", unbiased),
         "debias": debias,
     }
 
@@ -151,7 +152,7 @@ def _check_not_negative(label: str, values: Array) -> None:
         raise TypeError(
             f"{label} must be real, got {values.dtype}. Take its real part."
         )
-    host = arguments.known(values)
+    host = known(values)
     if host is not None and (host < 0).any():
         raise ValueError(
             f"{label} must not be negative, got {np.nanmin(host)}. If it is a rounding "
@@ -160,7 +161,7 @@ def _check_not_negative(label: str, values: Array) -> None:
 
 
 def _check_whole(label: str, count: Array) -> None:
-    host = arguments.known(count)
+    host = known(count)
     if host is not None and (host % 1 > 0).any():
         raise ValueError(
             f"{label} must be whole, got {host[host % 1 > 0][0]}. It is the number of "

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, checked
 
@@ -70,7 +71,7 @@ def compare(layer: Layer, peer: Peer, batches: Iterable[Any]) -> Difference:
     layer = checked(layer)
     if not isinstance(peer, Peer):
         raise TypeError(
-            f"`peer` must be a jaxbn.interop.Peer, got {arguments.shown(peer)}. Make "
+            f"`peer` must be a jaxbn.interop.Peer, got {shown(peer)}. Make "
             "one of three functions."
         )
     arrays = _arrays(layer, batches)
@@ -101,7 +102,7 @@ def _arrays(layer: Layer, batches: Iterable[Any]) -> list[np.ndarray]:
         listed = list(batches)
     except Exception as error:  # a foreign object may raise anything
         raise TypeError(
-            f"`batches` must be a list of arrays, got {arguments.shown(batches)}. "
+            f"`batches` must be a list of arrays, got {shown(batches)}. "
             "Write `[x]` for one batch."
         ) from error
     labels = [f"`batches[{i}]`" for i in range(len(listed))]

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 
 _TYPES: dict[str, Any] = {
@@ -83,7 +84,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _file(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"`path` must be a path, got {arguments.shown(path)}. Pass a string or a "
+            f"`path` must be a path, got {shown(path)}. Pass a string or a "
             "`pathlib.Path`."
         )
     if Path(path).is_dir():

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxbn.core.values import known, shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, counts
 
@@ -70,7 +71,7 @@ def arrays_for(layer: Layer, found: Mapping[str, Any], place: str) -> dict[str, 
         if not floats or found[name].shape != value.shape:
             raise ValueError(
                 f"{place} must have floating point of shape {value.shape} like `layer` "
-                f"for its {name}, got {arguments.shown(found[name])}. Write into a "
+                f"for its {name}, got {shown(found[name])}. Write into a "
                 "layer of the same size."
             )
     return {name: _as(value, found[name], place) for name, value in ours.items()}
@@ -105,7 +106,7 @@ def _same(layer: Layer, name: str, value: Any) -> bool:
 
 def _start_matters(layer: Layer) -> bool:
     """Whether the next average depends on how many batches there were, in float32."""
-    numbers, momentum = arguments.known(layer.state.count), layer.momentum
+    numbers, momentum = known(layer.state.count), layer.momentum
     if numbers is None or momentum is None or isinstance(momentum, Tracer):
         return True
     return momentum ** (1 + numbers.min(initial=np.inf)) > _NOTHING

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 from jaxbn.interop.layer import Layer, checked, read
 from jaxbn.interop.peers import Difference, Peer, compare
@@ -64,7 +65,7 @@ def from_torch(
     else:
         raise TypeError(
             "`source` must be a BatchNorm module or a state dictionary, got "
-            f"{arguments.shown(source)}. Files are read by `torch.load` or "
+            f"{shown(source)}. Files are read by `torch.load` or "
             "`read_safetensors`."
         )
     _check_keys(values, prefix)
@@ -164,7 +165,7 @@ def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
     """
     if not arguments.is_a(module, "Module", "torch"):
         raise TypeError(
-            f"`module` must be a BatchNorm module, got {arguments.shown(module)}. Load "
+            f"`module` must be a BatchNorm module, got {shown(module)}. Load "
             "a state dictionary into one to run it."
         )
     layer = from_torch(module)
@@ -189,8 +190,11 @@ def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
 
 def _check_module(module: Any) -> None:
     """Refuses modules that do other than, or more than, batch normalization."""
-    name = type(module).__name__
-    if not any("BatchNorm" in base.__name__ for base in type(module).__mro__):
+    name, bases = type(module).__name__, [b.__name__ for b in type(module).__mro__]
+    # Frozen layers, which have buffers only, are written by hand.
+    frozen = not any(True for _ in module.parameters()) and "_NormBase" not in bases
+    plain = frozen and set(_NAMES[:2]) <= set(module.state_dict()) <= set(_NAMES)
+    if not plain and not any("BatchNorm" in base for base in bases):
         layers = torch_layers(module.state_dict())
         raise ValueError(
             f"`source` must be a BatchNorm module, got {name}. Pass such a part of it, "

@@ -75,8 +75,8 @@ def init_lstm(
     """
     first, second = _two_keys(key)
     hint = "It is a size of the cell."
-    inputs = options.count("inputs", inputs, hint=hint)
-    hidden = options.count("hidden", hidden, hint=hint)
+    inputs = options.whole("inputs", inputs, hint=hint)
+    hidden = options.whole("hidden", hidden, hint=hint)
     dtype = options.inexact("dtype", dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
     orthogonal = jax.nn.initializers.orthogonal(dtype=wide)

@@ -15,6 +15,8 @@ from jaxbn.core.types import BatchNormState
 
 SCALE = 0.1
 """Where scales start in the paper: with 1, tanh and sigmoid saturate at once."""
+STEPS = "Use the length of the longest sequence in training."
+"""What to do about a number of steps."""
 
 
 def init_timestep_state(
@@ -33,8 +35,7 @@ def init_timestep_state(
         >>> init_timestep_state(10, 3).mean.shape
         (10, 3)
     """
-    hint = "Use the length of the longest sequence in training."
-    steps = options.count("max_steps", max_steps, hint=hint)
+    steps = options.whole("max_steps", max_steps, hint=STEPS)
     return init_state((steps, *options.sizes("num_features", num_features)))
 
 

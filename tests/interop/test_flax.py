@@ -80,7 +80,7 @@ def test_what_a_layer_cannot_hold_is_refused(options):
 @pytest.mark.parametrize(
     ("module", "path", "message"),
     [
-        (nn.Dense(3), "norm", r"`module` must be a `BatchNorm` of flax.linen.*Dense\."),
+        (nn.Dense(3), "norm", r"`module` must be a `BatchNorm` of flax.linen.*Dense"),
         (nn.BatchNorm, "norm", "`module` must be a .*, got the class BatchNorm"),
         (nn.BatchNorm(), "nrom", r"`path` must .*got 'nrom'. .* there are \['norm'\]"),
         (nn.BatchNorm(), "norm/mean", r"`path` must .* there are \['norm'\]"),

