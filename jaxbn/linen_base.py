@@ -98,9 +98,10 @@ class Layer(hooks.Hooks, nn.Module):
         Returns:
             An array of the shape of `x`.
         """
+        self._check({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         modes = self.use_running_average, use_running_average
         inference = self._evaluates(nn.merge_param("use_running_average", *modes))
-        x, start = jnp.asarray(x), None
+        x = self._input(x)
         features = self._features(x)
         start = self._start(features)
         shape = features if self.shared_affine else start.mean.shape

@@ -5,7 +5,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.nnx.module import first_from
 from flax.nnx.nn.dtypes import canonicalize_dtype, promote_dtype
@@ -99,6 +98,9 @@ class Layer(hooks.Hooks, nnx.Module):
         skip_nonfinite: bool = False,
         implementation: str | None = None,
     ):
+        given = locals()
+        self._check({name: given[name] for name in given.keys() - {"self"}})
+        features = self._sizes(num_features)
         self.num_features = _hashable(num_features)
         self.use_running_average = use_running_average
         self.axis = _hashable(axis)
@@ -120,7 +122,6 @@ class Layer(hooks.Hooks, nnx.Module):
         self.skip_nonfinite = skip_nonfinite
         self.implementation = implementation
         self._groups()  # refuses two of them
-        features = self._sizes(num_features)
         start, names = self._start(features), self._names()
         mark = {_COUNTED: True} if "count" in names else {}
         for field, name in names.items():
@@ -159,7 +160,7 @@ class Layer(hooks.Hooks, nnx.Module):
         """
         modes = use_running_average, self.use_running_average
         inference = self._evaluates(first_from(*modes, error_msg=NO_MODE))
-        x = jnp.asarray(x)
+        x = self._input(x)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         variables = {k: getattr(self, name) for k, name in self._names().items()}
@@ -204,9 +205,11 @@ class Layer(hooks.Hooks, nnx.Module):
 
 def _hashable(value: Any) -> Any:
     """Lists as tuples, so that the graph definition can be a static argument."""
+    if getattr(value, "ndim", 1) == 0:  # of an integer of NumPy or JAX
+        return int(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
         return tuple(map(_hashable, value))
-    return int(value) if isinstance(value, np.integer) else value
+    return value
 
 
 def _require_count(variables: dict[str, nnx.Variable]) -> None:

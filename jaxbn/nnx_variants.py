@@ -38,6 +38,7 @@ class GhostBatchNorm(hooks.Ghost, Layer):
         update: Literal["pooled", "sequential"] = "pooled",
         **options: Any,
     ):
+        self._check({"ghost_batch_size": ghost_batch_size, "update": update})
         self.ghost_batch_size, self.update = ghost_batch_size, update
         super().__init__(num_features, **options)
 
@@ -65,6 +66,7 @@ class BatchRenorm(hooks.Renorm, Layer):
         d_max: float | Callable[[Array], Array] = _BOUNDS.d_max,
         **options: Any,
     ):
+        self._check({"r_max": r_max, "d_max": d_max})
         self.r_max, self.d_max = r_max, d_max
         super().__init__(num_features, **options)
 
@@ -87,6 +89,7 @@ class TimestepBatchNorm(hooks.Timestep, Layer):
     """
 
     def __init__(self, num_features: int, *, max_steps: int, **options: Any):
+        self._check({"max_steps": max_steps})
         self.max_steps = max_steps
         small = nnx.initializers.constant(timestep.SCALE)
         super().__init__(num_features, **{"scale_init": small, **options})
@@ -118,6 +121,7 @@ class DomainBatchNorm(hooks.Domain, Layer):
         shared_affine: bool = True,
         **options: Any,
     ):
+        self._check({"num_domains": num_domains, "shared_affine": shared_affine})
         self.num_domains, self.shared_affine = num_domains, shared_affine
         super().__init__(num_features, **options)
 
@@ -139,6 +143,7 @@ class EvalBlendBatchNorm(hooks.EvalBlend, Layer):
     """
 
     def __init__(self, num_features: int, *, alpha: float = 0.0, **options: Any):
+        self._check({"alpha": alpha})
         self.alpha = nnx.BatchStat(self._first_alpha(alpha))
         super().__init__(num_features, **options)
 

@@ -8,8 +8,7 @@ only then is it known where the program will run and whether XLA will partition 
 import functools
 import importlib
 import os
-
-from jax import Array
+import reprlib
 
 from jaxbn.backends.contract import Kernels
 
@@ -61,27 +60,28 @@ def implementations() -> dict[str, str | None]:
     return {"xla": None} | {name: _missing(name) for name in _MODULES} | _PLANNED
 
 
-def choose(implementation: str | None, x: Array) -> str:
-    """The name of the implementation that will run `x`.
+def choose(implementation: str | None) -> str:
+    """The name of the implementation that will run.
 
     Raises:
         ValueError: if `implementation` is not a known name.
         NotImplementedError: if the named implementation is not usable here.
     """
-    name = implementation or os.environ.get(_VARIABLE)
-    if not name:
-        return AUTOMATIC
-    source = "`implementation`" if implementation else f"The variable {_VARIABLE}"
+    source, name = "`implementation`", implementation
+    if name is None:
+        source, name = f"The variable {_VARIABLE}", os.environ.get(_VARIABLE)
+        if not name:
+            return AUTOMATIC
     known = implementations()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         names = ", ".join(map(repr, known))
         raise ValueError(
-            f"{source} must be one of {names}, got {name!r}. Leave it out for the "
-            "fastest that is right."
+            f"{source} must be one of {names}, got {reprlib.repr(name)}. Leave it out "
+            "for the fastest that is right."
         )
     if known[name] is not None:
         raise NotImplementedError(
-            f"{source} {name!r} cannot run this call: {known[name]}. "
-            "Use 'xla', which runs everywhere."
+            f"{source} must be one that can run here, got {name!r}: {known[name]}. Use "
+            "'xla', which runs everywhere."
         )
     return name

@@ -149,7 +149,7 @@ def batch_norm(
         group_of(axis_name, axis_groups),
         options.epsilon(epsilon),
         function,
-        dispatch.choose(implementation, x),
+        dispatch.choose(implementation),
         mode,
     )
     where = checks.mask(where, x)

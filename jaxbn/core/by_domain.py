@@ -25,6 +25,7 @@ def checked(
     x = checks.array(x)
     feature = checks.one_feature_axis(x, axis)
     states = record("states", states, _STATES)
+    checks.complex_mean("states", states, "`x`", x)
     ids = values.array("domain", domain)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(

@@ -3,6 +3,7 @@
 Values are looked at where they are known, see `jaxbn.core.values`: not under `jax.jit`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,45 +16,52 @@ from jaxbn.core.types import AxisGroups, AxisName, BatchNormState, Moments
 from jaxbn.core.values import shown
 
 
-def array(x: Any) -> Array:
+def array(x: Any, name: str = "x") -> Array:
     """`x` as an array of a type that has a mean and a variance."""
-    x = values.array("x", x)
+    x = values.array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.inexact) or jnp.finfo(x.dtype).bits < 16:
         raise TypeError(
-            f"`x` must be complex or floating point of 16 bits or more, got {x.dtype}. "
-            "Convert it with `x.astype(jnp.float32)`."
+            f"`{name}` must be complex or floating point of 16 bits or more, got "
+            f"{x.dtype}. Convert it with `{name}.astype(jnp.float32)`."
         )
     return x
 
 
-def feature_axes(x: Array, axis: Any) -> tuple[int, ...]:
+def feature_axes(
+    x: Array, axis: Any, *, name: str = "axis", of: str = "x"
+) -> tuple[int, ...]:
     """The feature axes, non-negative and sorted."""
-    options.static("axis", axis)
+    options.static(name, axis)
     given = [values.integer(a) for a in values.several(axis)]
     places = [a % x.ndim for a in given if a is not None and -x.ndim <= a < x.ndim]
     if not given or len(places) < len(given):
         raise ValueError(
-            f"`axis` must be in [{-x.ndim}, {x.ndim}) for `x` with shape {x.shape}, "
-            f"got {shown(axis)}. It names the feature axis or axes."
+            f"`{name}` must be in [{-x.ndim}, {x.ndim}) for `{of}` with shape "
+            f"{x.shape}, got {shown(axis)}. It names the feature axis or axes."
         )
     axes = tuple(sorted(set(places)))
     if len(axes) != len(given):
         raise ValueError(
-            f"`axis` must name each axis once, got {shown(axis)} for `x` with shape "
-            f"{x.shape}. Remove the repeated one."
+            f"`{name}` must name each axis once, got {shown(axis)} for `{of}` with "
+            f"shape {x.shape}. Remove the repeated one."
         )
     return axes
 
 
-def one_feature_axis(x: Array, axis: Any) -> int:
-    """The feature axis, not the first one, which lists the examples."""
-    axes = feature_axes(x, axis)
+def one_axis(x: Array, axis: Any, *, name: str = "axis", of: str = "x") -> int:
+    """The feature axis, where there can be one only."""
+    axes = feature_axes(x, axis, name=name, of=of)
     if len(axes) != 1:
         raise ValueError(
-            f"`axis` must be one axis, got {shown(axis)}. Join the feature axes with "
+            f"`{name}` must be one axis, got {shown(axis)}. Join the feature axes with "
             "`reshape`."
         )
-    (feature,) = axes
+    return axes[0]
+
+
+def one_feature_axis(x: Array, axis: Any) -> int:
+    """The feature axis, not the first one, which lists the examples."""
+    feature = one_axis(x, axis)
     if feature == 0:
         raise ValueError(
             f"`axis` must not be the first axis of `x` with shape {x.shape}, got "
@@ -82,7 +90,7 @@ def vector(name: str, given: Any, x: Array, axes: tuple[int, ...]) -> Any:
     return placement.like(given.astype(wide), x, axes)
 
 
-def numbers(name: str, given: Any, x: Array) -> Array:
+def numbers(name: str, given: Any, x: Array, *, of: str = "x") -> Array:
     """An array of numbers, complex ones for complex `x` only."""
     given = values.array(name, given)
     if not jnp.issubdtype(given.dtype, jnp.number):
@@ -92,21 +100,21 @@ def numbers(name: str, given: Any, x: Array) -> Array:
         )
     if jnp.iscomplexobj(given) and not jnp.iscomplexobj(x):
         raise TypeError(
-            f"`{name}` must be real for real `x`, got {given.dtype} with `x` of type "
-            f"{x.dtype}. Take its real part, or make `x` complex."
+            f"`{name}` must be real for real `{of}`, got {given.dtype} with `{of}` of "
+            f"type {x.dtype}. Take its real part, or make `{of}` complex."
         )
     return given
 
 
 def statistics(given: Any, x: Array, axes: tuple[int, ...]) -> Any:
     """The fields of a state that fits `x` in the statistics type, without gradient."""
-    _complex("state", given, "`x`", x)
+    complex_mean("state", given, "`x`", x)
     fields = given._asdict().items()
     wide = (vector(f"state.{k}", v, x, axes) for k, v in fields)
     return lax.stop_gradient(type(given)(*wide))
 
 
-def _complex(name: str, given: Any, other: str, like: Array) -> None:
+def complex_mean(name: str, given: Any, other: str, like: Array) -> None:
     """Refuses a real mean for complex numbers."""
     if jnp.iscomplexobj(like) and not jnp.iscomplexobj(given.mean):
         raise TypeError(
@@ -116,11 +124,13 @@ def _complex(name: str, given: Any, other: str, like: Array) -> None:
         )
 
 
-def update(given: Any, moments: Any) -> tuple[BatchNormState, Moments]:
+def update(
+    given: Any, moments: Any, *, names: tuple[str, str] = ("state", "moments")
+) -> tuple[BatchNormState, Moments]:
     """A state and the moments of a batch that fit it."""
-    given = record("state", given)
-    moments = same_shape("moments", moments, "state", given)
-    _complex("state", given, "moments", moments.mean)
+    given = record(names[0], given)
+    moments = same_shape(names[1], moments, names[0], given)
+    complex_mean(names[0], given, "moments", moments.mean)
     return given, moments
 
 
@@ -176,9 +186,9 @@ def residual(given: Any, x: Array) -> Any:
 def axis_names(axis_name: Any) -> AxisName | None:
     """A name, a tuple of names, or None for no axis at all."""
     names = values.several(axis_name)
-    if axis_name is None or not names:
+    if axis_name is None or (not names and isinstance(axis_name, Sequence)):
         return None
-    if not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"`axis_name` must be a name or a tuple of names, got {shown(axis_name)}. "
             "Pass the name given to `jax.vmap`, `jax.pmap` or the mesh."
@@ -195,27 +205,13 @@ def groups(value: AxisGroups | None, axis_name: AxisName | None):
             f"`axis_groups` must come with `axis_name`, got {shown(value)} without "
             "one. Name the axis whose positions are grouped."
         )
-    options.static("axis_groups", value)
-    listed = values.several(value)
-    if any(map(values.is_single, listed)):
-        raise TypeError(
-            f"`axis_groups` must be a list of lists, got {shown(value)}. For example "
-            "[[0, 1], [2, 3]]."
-        )
-    size = axis_size(axis_name)
-    fixed = tuple(tuple(map(_position, group)) for group in listed)
+    fixed, size = options.groups("axis_groups", value), axis_size(axis_name)
     if sorted(i for group in fixed for i in group) != list(range(size)):
         raise ValueError(
             f"`axis_groups` must contain each position of 0 to {size - 1} of axis "
             f"{axis_name!r} once, got {shown(value)}. List every device in one group."
         )
     return fixed
-
-
-def _position(value: Any) -> int:
-    """An integer, or -1 for what is none."""
-    number = values.integer(value)
-    return -1 if number is None else number
 
 
 def axis_size(axis_name: AxisName) -> int:

@@ -61,7 +61,7 @@ def moments(
     axes = checks.feature_axes(x, axis)
     where = checks.mask(where, x)
     members = group_of(axis_name, axis_groups)
-    name = dispatch.choose(implementation, x)
+    name = dispatch.choose(implementation)
     local = local_moments(x, where, axes=axes, implementation=name)
     return public(shared_moments(local, members))
 

@@ -107,7 +107,7 @@ def normalized(
         checks.residual(residual, x),
         axes=axes,
         activation=activation,
-        implementation=dispatch.choose(implementation, x),
+        implementation=dispatch.choose(implementation),
     )
 
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxbn.core.values import integer, is_single, is_traced, several, shown, wrong
+from jaxbn.core.values import (
+    integer,
+    is_deleted,
+    is_single,
+    is_traced,
+    several,
+    shown,
+    wrong,
+)
 
 _ARRAYS = (np.number, np.ndarray, Array)
 
@@ -67,13 +75,13 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     """One size, or several, as Python integers.
 
     Raises:
-        TypeError: if one is no integer.
+        TypeError: if one is no integer, or there is none.
         ValueError: if one is negative.
     """
     static(name, value)
     given = several(value)
     found = tuple(n for n in map(integer, given) if n is not None)
-    if len(found) < len(given):
+    if not found or len(found) < len(given):
         raise TypeError(
             f"`{name}` must be an integer or a tuple of integers, got {shown(value)}. "
             "It is the size of the feature axis, for example `x.shape[-1]`."
@@ -89,8 +97,8 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
 def inexact(name: str, value: Any) -> Any:
     """A type of floating point or complex numbers, of 16 bits or more."""
     try:
-        kind = jnp.dtype(value)
-    except TypeError:
+        kind = jnp.dtype(value) if isinstance(value, str | type | np.dtype) else None
+    except (TypeError, ValueError):
         kind = None
     if kind is None or not jnp.issubdtype(kind, jnp.inexact) or kind.itemsize < 2:
         raise TypeError(
@@ -98,6 +106,49 @@ def inexact(name: str, value: Any) -> Any:
             f"{shown(value)}. Leave it out for float32."
         )
     return kind
+
+
+def groups(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    """A list of groups, each one a list of positions."""
+    static(name, value)
+    listed = several(value)
+    if not any(map(is_single, listed)):
+        fixed = tuple(tuple(map(integer, group)) for group in listed)
+        if not any(position is None for group in fixed for position in group):
+            return fixed  # type: ignore
+    raise TypeError(
+        f"`{name}` must be a list of lists of integers, got {shown(value)}. For "
+        "example [[0, 1], [2, 3]]."
+    )
+
+
+def function(name: str, value: Any, *, hint: str) -> Any:
+    """Something that is called, and no class."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"`{name}` must be a function, got {shown(value)}. {hint}")
+    return value
+
+
+def words(name: str, value: Any) -> tuple[str, ...]:
+    """One word or several."""
+    found = several(value)
+    if not all(isinstance(word, str) for word in found):
+        raise TypeError(
+            f"`{name}` must be names, got {shown(value)}. Pass a tuple of strings."
+        )
+    return found
+
+
+def per_channel(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A number or one for each channel, in the type of the statistics."""
+    with np.errstate(over="ignore"):  # 1e300 is infinite in float32
+        found = jnp.asarray(value).astype(dtype)
+    if found.shape not in ((), shape):
+        raise ValueError(
+            f"`{name}` must be a number or have shape {shape}, got {found.shape}. "
+            "It is one for all channels, or one for each."
+        )
+    return found
 
 
 def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -> Any:
@@ -110,9 +161,12 @@ def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -
         hint: what to do, a sentence.
     """
     kind = getattr(value, "dtype", type(value))
-    if kind in (int, float):
-        value = np.asarray(value)
-    elif not (isinstance(value, _ARRAYS) and jnp.issubdtype(kind, np.number)):
+    if type(value) in (int, float):
+        # NumPy takes a large integer for an object.
+        value = np.asarray(value, None if integer(value) is not None else float)
+    elif not (
+        isinstance(value, _ARRAYS) and jnp.issubdtype(kind, np.number)
+    ) or is_deleted(value):
         raise TypeError(f"`{name}` must be a number, got {shown(value)}. {hint}")
     if jnp.iscomplexobj(value):
         raise TypeError(f"`{name}` must be real, got {shown(value)}. {hint}")

@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Primitive
 
 from jaxbn.core import by_input, by_output
 from jaxbn.core.options import one_of
+from jaxbn.core.values import shown
 
 Save = Literal["input", "output", "recompute"]
 """What is kept, see `jaxbn.batch_norm`."""
@@ -15,8 +17,7 @@ Save = Literal["input", "output", "recompute"]
 
 def check(save: Save, activation: Callable | None, x: Array) -> Save:
     """Validates `save` for this input and activation."""
-    hint = "Leave it out unless memory is short."
-    one_of("save", save, ("input", "output", "recompute"), hint=hint)
+    check_mode(save)
     if save != "input" and jnp.iscomplexobj(x):
         raise NotImplementedError(
             f"`save` must be 'input' for complex `x`, got {save!r}. Leave it out."
@@ -24,6 +25,12 @@ def check(save: Save, activation: Callable | None, x: Array) -> Save:
     if save == "output":
         by_output.negative_slope(activation)
     return save
+
+
+def check_mode(save: Any) -> None:
+    """Validates `save` for any input and activation."""
+    hint = "Leave it out unless memory is short."
+    one_of("save", save, ("input", "output", "recompute"), hint=hint)
 
 
 def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -41,6 +48,9 @@ def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:
     Returns:
         Whether the result of the equation may be kept.
 
+    Raises:
+        TypeError: if `primitive` is something else, as the function itself.
+
     Example:
         >>> state, x = jaxbn.init_state(4), jnp.ones((8, 4))
         >>> def loss(weights):
@@ -52,6 +62,11 @@ def recompute_policy(primitive: Any, *_: Any, **params: Any) -> bool:
         >>> jnp.allclose(first, second)
         Array(True, dtype=bool)
     """
+    if not isinstance(primitive, Primitive):
+        raise TypeError(
+            f"`primitive` must be that of an equation, got {shown(primitive)}. Write "
+            "`jax.checkpoint(function, policy=jaxbn.recompute_policy)`."
+        )
     if primitive is by_input.finish.primitive:
         return params["save"] != "recompute" or params["present"][1]  # the residual
     return primitive is not by_input.begin.primitive  # which returns its operand

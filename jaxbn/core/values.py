@@ -8,7 +8,7 @@ that this process holds whole.
 import contextlib
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -48,10 +48,11 @@ def array(name: str, value: Any) -> Array:
     """`value` as a JAX array.
 
     Raises:
-        TypeError: if it is none and cannot be made one.
+        TypeError: if it is none and cannot be made one, or its values were deleted.
+            Of several arrays, as of a NamedTuple, no one knows which is meant.
     """
     try:
-        if value is not None:
+        if not (value is None or is_deleted(value) or hasattr(value, "_fields")):
             return jnp.asarray(value)
         cause = None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -67,9 +68,15 @@ def known(value: Any) -> np.ndarray | None:
         return None
     if isinstance(value, Array):
         is_key = jnp.issubdtype(value.dtype, jax.dtypes.extended)
-        if is_key or not value.is_fully_addressable:
+        if is_key or is_deleted(value) or not value.is_fully_addressable:
             return None
     return np.asarray(value)
+
+
+def is_deleted(value: Any) -> bool:
+    """Whether this is an array whose values were given away, as to `donate_argnums`."""
+    is_array = isinstance(value, Array) and not isinstance(value, Tracer)
+    return is_array and value.is_deleted()
 
 
 def wrong(value: Any, right: Callable[[np.ndarray], Any]) -> Any:
@@ -82,19 +89,22 @@ def wrong(value: Any, right: Callable[[np.ndarray], Any]) -> Any:
 
 
 def integer(value: Any) -> int | None:
-    """An integer of Python, NumPy or JAX as Python's; None for all else."""
+    """An integer of Python, NumPy or JAX of 32 bits, as Python's; None for all else."""
     if isinstance(value, bool | np.bool_ | Tracer):
         return None
     try:
-        return operator.index(value)
-    except TypeError:
+        number = operator.index(value)
+    except (TypeError, RuntimeError):  # the latter of arrays that were deleted
         return None
+    return number if abs(number) < 2**31 else None
 
 
 def is_single(value: Any) -> bool:
-    """Whether a value is no sequence; a text is none."""
-    alone = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", 1) == 0
-    return alone or not isinstance(value, Iterable)
+    """Whether a value is no sequence; a text is none, and what has no order."""
+    if not isinstance(value, Iterable) or is_deleted(value):
+        return True
+    unordered = isinstance(value, str | bytes | Mapping | Set)
+    return unordered or getattr(value, "ndim", 1) == 0
 
 
 def several(value: Any) -> tuple:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.core import options, trees
+from jaxbn.core.records import COUNT
 from jaxbn.core.types import BatchNormState, Moments
 
 
@@ -38,7 +39,8 @@ def adapt(
         New states. Channels without a test value keep theirs; no gradient flows.
 
     Raises:
-        ValueError: if `prior_count` is negative.
+        TypeError: if there is no state or no Moments in a place of the trees.
+        ValueError: if the trees differ, or a number is negative.
 
     Reference:
         Schneider et al., Improving robustness against common corruptions by covariate
@@ -49,25 +51,29 @@ def adapt(
         >>> jaxbn.deploy.adapt(jaxbn.init_state(1), test, prior_count=2).mean
         Array([2.], dtype=float32)
     """
-    if not isinstance(prior_count, Array) and not prior_count >= 0:
-        raise ValueError(
-            f"`prior_count` must not be negative, got {prior_count!r}. It is a number "
-            "of examples; 0 uses the test data alone."
-        )
+    prior_count = _number("prior_count", prior_count)
+    count = None if count is None else _number("count", count)
+    states = trees.of_states(states)
+    moments = trees.with_moments(states, moments)
 
     def one(state: BatchNormState, test: Moments) -> BatchNormState:
-        n = test.count if count is None else jnp.where(test.count > 0, count, 0)
-        share = jnp.where(n > 0, n / (prior_count + n), 0)
+        kind = test.m2.shape, test.m2.dtype
+        prior, n = options.per_channel("prior_count", prior_count, *kind), test.count
+        if count is not None:
+            n = jnp.where(n > 0, options.per_channel("count", count, *kind), 0)
+        # Of no values it would be 0 / 0, which stops `jax.debug_nans`.
+        share = n / jnp.where(n > 0, prior + n, 1)
         var = test.m2 / jnp.maximum(test.count, 1)
         return BatchNormState(
             _mix(state.mean, test.mean, share), _mix(state.var, var, share), state.count
         )
 
-    return lax.stop_gradient(
-        jax.tree.map(
-            one, states, moments, is_leaf=lambda s: isinstance(s, BatchNormState)
-        )
-    )
+    return lax.stop_gradient(trees.over(one, states, moments))
+
+
+def _number(name: str, value: Any) -> Any:
+    hint = "It is a number of examples; 0 uses the test data alone."
+    return options.numbers(name, value, *COUNT, hint=hint)
 
 
 def _mix(old: Array, new: Array, share: Array) -> Array:

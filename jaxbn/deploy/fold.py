@@ -1,10 +1,11 @@
 """Folds batch normalization into the linear layer before or after it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
 
+from jaxbn.core import checks, options, values
 from jaxbn.deploy.freeze import Frozen
 
 
@@ -47,7 +48,9 @@ def fold(
         was none. The arithmetic is float32 or wider.
 
     Raises:
-        ValueError: if `order` is unknown or sizes do not fit.
+        TypeError: if `frozen` is no Frozen, or the kernel or the bias no array of
+            floating point or complex numbers.
+        ValueError: if `order` is unknown, an axis is not there or sizes do not fit.
 
     Example:
         >>> frozen = jaxbn.deploy.freeze(
@@ -58,16 +61,17 @@ def fold(
         >>> bias
         Array([-0.5, -0.5], dtype=float32)
     """
-    if order not in ("after", "before"):
-        raise ValueError(
-            f"`order` must be 'after' or 'before', got {order!r}. It says where the "
-            "batch normalization stands relative to the layer."
-        )
-    wide = jnp.promote_types(jnp.promote_types(kernel.dtype, frozen.slope.dtype), "f4")
-    weights = jnp.moveaxis(kernel.astype(wide), (input_axis, axis), (-2, -1))
-    inputs, outputs = weights.shape[-2:]
+    hint = "It says where the batch normalization stands relative to the layer."
+    options.one_of("order", order, ("after", "before"), hint=hint)
+    hint = "Pass the layer's feature_group_count."
+    groups = options.whole("groups", groups, hint=hint)
+    kernel, axes = _kernel(kernel, input_axis, axis)
+    bias = None if bias is None else _bias(bias, kernel, axes[1])
+    inputs, outputs = (kernel.shape[a] for a in axes)
     channels = outputs if order == "after" else inputs * groups
-    _check(frozen, channels, outputs, groups)
+    frozen = _frozen(frozen, kernel, channels, outputs, groups)
+    wide = jnp.promote_types(jnp.promote_types(kernel.dtype, frozen.slope.dtype), "f4")
+    weights = jnp.moveaxis(kernel.astype(wide), axes, (-2, -1))
     center, slope, offset = (v.astype(wide) for v in frozen)
     if order == "after":
         old = jnp.zeros(outputs, wide) if bias is None else bias.astype(wide)
@@ -78,7 +82,7 @@ def fold(
         new = (weights * _last(shift, weights)).sum(tuple(range(weights.ndim - 1)))
         new = new if bias is None else new + bias.astype(wide)
         weights = weights * _last(_per_weight(slope, groups, outputs), weights)
-    weights = jnp.moveaxis(weights, (-2, -1), (input_axis, axis))
+    weights = jnp.moveaxis(weights, (-2, -1), axes)
     kind = wide if bias is None else bias.dtype
     return weights.astype(kernel.dtype), new.astype(kind)
 
@@ -93,14 +97,51 @@ def _per_weight(vector: Array, groups: int, outputs: int) -> Array:
     return jnp.repeat(vector.reshape(groups, -1).T, outputs // groups, axis=1)
 
 
-def _check(frozen: Frozen, channels: int, outputs: int, groups: int) -> None:
+def _kernel(kernel: Any, input_axis: Any, axis: Any) -> tuple[Array, tuple[int, int]]:
+    """The kernel and its axes of inputs and of outputs."""
+    kernel = checks.array(kernel, "kernel")
+    first = checks.one_axis(kernel, input_axis, name="input_axis", of="kernel")
+    last = checks.one_axis(kernel, axis, of="kernel")
+    if first == last:
+        raise ValueError(
+            f"`input_axis` must not be `axis`, got {values.shown(input_axis)} and "
+            f"{values.shown(axis)} for `kernel` with shape {kernel.shape}. One lists "
+            "the inputs, the other the outputs."
+        )
+    return kernel, (first, last)
+
+
+def _bias(bias: Any, kernel: Array, axis: int) -> Array:
+    bias = checks.array(checks.numbers("bias", bias, kernel, of="kernel"), "bias")
+    if bias.shape != (kernel.shape[axis],):
+        raise ValueError(
+            f"`bias` must have shape {(kernel.shape[axis],)} to match axis {axis} of "
+            f"`kernel` with shape {kernel.shape}, got {bias.shape}. Check `axis`."
+        )
+    return bias
+
+
+def _frozen(
+    frozen: Any, kernel: Array, channels: int, outputs: int, groups: int
+) -> Frozen:
+    if not isinstance(frozen, Frozen):
+        raise TypeError(
+            f"`frozen` must be a Frozen, got {type(frozen).__name__}. Make one with "
+            "`jaxbn.deploy.freeze`."
+        )
     if outputs % groups:
         raise ValueError(
             f"`groups` must divide the {outputs} outputs of `kernel`, got {groups}. "
             "Pass the layer's feature_group_count."
         )
-    if frozen.slope.shape != (channels,):
-        raise ValueError(
-            f"`frozen` must have shape {(channels,)} to match `kernel`, got "
-            f"{frozen.slope.shape}. Check `order`, `axis`, `input_axis` and `groups`."
-        )
+    fields = frozen._asdict().items()
+    frozen = frozen._make(
+        checks.numbers(f"frozen.{k}", v, kernel, of="kernel") for k, v in fields
+    )
+    for value in frozen:
+        if value.shape != (channels,):
+            raise ValueError(
+                f"`frozen` must have shape {(channels,)} to match `kernel`, got "
+                f"{value.shape}. Check `order`, `axis`, `input_axis` and `groups`."
+            )
+    return frozen

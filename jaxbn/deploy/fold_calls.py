@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbn.core import options
+from jaxbn.core.records import COUNT
 from jaxbn.core.types import BatchNormState
 from jaxbn.deploy.fold import fold
 from jaxbn.deploy.freeze import freeze
@@ -73,6 +75,14 @@ class FoldReport(NamedTuple):
     folded: dict[str, Fold]
     kept: dict[str, str]
     error: float
+
+
+def tolerance_of(value: Any) -> Any:
+    """The largest accepted error, or None for one that fits the types."""
+    if value is None:
+        return None
+    hint = "Leave it out for one that fits the types of the model."
+    return options.number("tolerance", value, *COUNT, hint=hint)
 
 
 def fold_all(

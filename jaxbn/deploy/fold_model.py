@@ -5,10 +5,19 @@ from typing import Any
 
 import jax
 
-from jaxbn.deploy.fold_calls import Call, FoldReport, Order, fold_all, fold_arrays
-from jaxbn.deploy.linen import boxed_as, unboxed
+from jaxbn.core import trees
+from jaxbn.core.values import shown
+from jaxbn.deploy.fold_calls import (
+    Call,
+    FoldReport,
+    Order,
+    fold_all,
+    fold_arrays,
+    tolerance_of,
+)
+from jaxbn.deploy.linen import boxed_as, linen_module, require_variables, unboxed
 from jaxbn.deploy.linen_calls import calls_of, norms_of
-from jaxbn.deploy.model import run
+from jaxbn.deploy.model import callable_model, run
 
 
 def fold_linen(
@@ -46,6 +55,8 @@ def fold_linen(
         New variables, and the report.
 
     Raises:
+        TypeError: if `module` is no linen module, `variables` no dictionary, `call` no
+            function, `tolerance` no number, or `example` no tree of arrays.
         ValueError: if the model normalizes with batch statistics in this call.
 
     Example:
@@ -57,6 +68,11 @@ def fold_linen(
         >>> report.folded
         {'layers_1': Fold(layer='layers_0', order='after')}
     """
+    linen_module(module, variables, "fold_nnx")
+    callable_model(call)
+    tolerance = tolerance_of(tolerance)
+    trees.of_arrays("variables", variables)
+    example = trees.of_arrays("example", example)
     plain = unboxed(variables)
     calls = calls_of(module, plain, example, call)
     outputs = jax.jit(lambda values: module.apply(values, example, method=call))
@@ -87,6 +103,10 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
     Returns:
         Variables without the folded layers.
 
+    Raises:
+        TypeError: if `variables` are no dictionary, or `report` no FoldReport.
+        ValueError: if a layer of the report is not there.
+
     Example:
         >>> import flax.linen as nn
         >>> norm = nn.BatchNorm(use_running_average=True)
@@ -96,9 +116,20 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
         >>> sorted(jaxbn.deploy.strip_linen(variables, report)["params"])
         ['layers_0']
     """
+    require_variables(variables)
+    if not isinstance(report, FoldReport):
+        raise TypeError(
+            f"`report` must be a FoldReport, got {shown(report)}. Pass both results of "
+            "`fold_linen`."
+        )
     flat = _flat(variables)
     for path, fold_ in report.folded.items():
         key = tuple(filter(None, path.split("/")))
+        if ("batch_stats", *key, "mean") not in flat:
+            raise ValueError(
+                f"`variables` must contain the layers of `report`, got no {path!r}. "
+                "Pass both results of `fold_linen`."
+            )
         left = -flat["batch_stats", *key, "mean"]
         name = ("params", *fold_.layer.split("/"), "bias")
         if fold_.order == "after" and name not in flat:

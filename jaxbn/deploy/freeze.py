@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, options
+from jaxbn.core import checks, options, values
 from jaxbn.core import implementation as implementations
 from jaxbn.core.normalize import apply
 from jaxbn.core.records import record
@@ -38,15 +38,20 @@ class Frozen(NamedTuple):
         """Applies the map; arguments and result are those of `jaxbn.normalize`."""
         x = checks.array(x)
         axes = checks.feature_axes(x, axis)
+        fields = {f"frozen.{k}": v for k, v in self._asdict().items()}
+        center, slope, offset = (
+            checks.vector(name, values.array(name, value), x, axes)
+            for name, value in fields.items()
+        )
         return apply(
             x,
-            checks.vector("center", self.center, x, axes),
-            checks.vector("slope", self.slope, x, axes),
-            checks.vector("offset", self.offset, x, axes),
+            center,
+            slope,
+            offset,
             checks.residual(residual, x),
             axes=axes,
             activation=activation,
-            implementation=implementations.choose(implementation, x),
+            implementation=implementations.choose(implementation),
         )
 
 

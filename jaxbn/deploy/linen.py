@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from jaxbn.core.moments import merge
 from jaxbn.core.types import BatchNormState, Moments
+from jaxbn.core.values import shown
 from jaxbn.deploy.model import (
     Model,
+    callable_model,
     count_of,
     is_norm,
     moments_of_call,
@@ -49,6 +52,8 @@ def linen_model(
         A Model; its `replace` returns variables.
 
     Raises:
+        TypeError: if `module` is no linen module, `variables` no dictionary, `call` no
+            function, or `rngs` of another type.
         ValueError: if `variables` contain no running statistics.
 
     Example:
@@ -60,8 +65,15 @@ def linen_model(
         >>> model.replace(states)["batch_stats"]["mean"]
         Array([2.], dtype=float32)
     """
+    linen_module(module, variables, "nnx_model")
+    callable_model(call)
+    if not (rngs is None or isinstance(rngs, Mapping | Array)):
+        raise TypeError(
+            f"`rngs` must be a random key or a dictionary of them, got {shown(rngs)}. "
+            'Write `{"dropout": jax.random.key(0)}`.'
+        )
     states = dict(read(variables.get("batch_stats", {}), ()))
-    require_some(states, "`variables`")
+    require_some(states, "variables")
 
     def collect(states, batch):
         with intercept(_record):
@@ -77,6 +89,26 @@ def linen_model(
         return {path: seen[path] for path in states}
 
     return Model(states, collect, functools.partial(_replace, variables))
+
+
+def linen_module(module: Any, variables: Any, other: str) -> None:
+    """Refuses what is no linen module with variables; `other` is for nnx."""
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise TypeError(
+            f"`module` must be a linen module, got {type(module).__name__}. For an nnx "
+            f"module use `{other}`."
+        )
+    require_variables(variables)
+
+
+def require_variables(variables: Any) -> None:
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            "`variables` must be a dictionary of collections, got "
+            f"{shown(variables)}. Pass what `module.init` returns."
+        )
 
 
 def intercept(listener: Callable[..., Any]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxbn.core import options
 from jaxbn.core.moments import moments
 from jaxbn.core.types import BatchNormState, Moments
 
@@ -28,6 +29,12 @@ class Model(NamedTuple):
 def run(module: Any, batch: Any) -> Any:
     """How a model is called unless told otherwise."""
     return module(batch)
+
+
+def callable_model(call: Any) -> Any:
+    """The function that calls a model."""
+    hint = "It runs the model, as `lambda model, batch: model(batch)`."
+    return options.function("call", call, hint=hint)
 
 
 def is_norm(module: Any) -> bool:
@@ -71,6 +78,6 @@ def require_some(states: dict[str, BatchNormState], name: str) -> None:
     """Checks that a model has batch normalization."""
     if not states:
         raise ValueError(
-            f"{name} must contain running statistics, got none. Pass a model with "
+            f"`{name}` must contain running statistics, got none. Pass a model with "
             "batch normalization, and its `batch_stats`."
         )

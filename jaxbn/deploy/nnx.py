@@ -8,6 +8,7 @@ from jaxbn.core.moments import merge
 from jaxbn.core.types import BatchNormState, Moments
 from jaxbn.deploy.model import (
     Model,
+    callable_model,
     count_of,
     is_norm,
     moments_of_call,
@@ -32,6 +33,7 @@ def nnx_model(model: Any, *, call: Callable[[Any, Any], Any] = run) -> Model:
         drops changes of its `nnx.BatchStat` variables.
 
     Raises:
+        TypeError: if `model` is no nnx.Module, or `call` no function.
         ValueError: if `model` contains no batch normalization.
 
     Example:
@@ -43,6 +45,9 @@ def nnx_model(model: Any, *, call: Callable[[Any, Any], Any] = run) -> Model:
         Array([2.], dtype=float32)
     """
     from flax import nnx
+
+    nnx_module(model, "linen_model")
+    callable_model(call)
 
     def norms(root):
         pairs = nnx.iter_modules(root)
@@ -68,8 +73,19 @@ def nnx_model(model: Any, *, call: Callable[[Any, Any], Any] = run) -> Model:
         return seen
 
     states = {path: _read_nnx(norm) for path, norm in norms(model).items()}
-    require_some(states, "`model`")
+    require_some(states, "model")
     return Model(states, collect, fresh)
+
+
+def nnx_module(model: Any, other: str) -> None:
+    """Refuses what is no nnx module; `other` is for linen."""
+    from flax import nnx
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be an nnx.Module, got {type(model).__name__}. For a linen "
+            f"module use `{other}`."
+        )
 
 
 @functools.cache

@@ -7,8 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbn.deploy.fold_calls import Call, FoldReport, Order, fold_all, fold_arrays
-from jaxbn.deploy.model import is_norm, run
+from jaxbn.core import trees
+from jaxbn.deploy.fold_calls import (
+    Call,
+    FoldReport,
+    Order,
+    fold_all,
+    fold_arrays,
+    tolerance_of,
+)
+from jaxbn.deploy.model import callable_model, is_norm, run
+from jaxbn.deploy.nnx import nnx_module
 from jaxbn.deploy.nnx_calls import calls_of, layers_of, replace, rest_of
 
 _NAMES = ("mean", "var", "scale", "bias", "kernel")
@@ -41,7 +50,8 @@ def fold_nnx(
 
     Raises:
         ValueError: if the model normalizes with batch statistics in this call.
-        TypeError: if `model` is no nnx.Module.
+        TypeError: if `model` is no nnx.Module, `call` no function, `tolerance` no
+            number, or `example` no tree of arrays.
 
     Example:
         >>> from flax import nnx
@@ -55,11 +65,10 @@ def fold_nnx(
     """
     from flax import nnx
 
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"`model` must be an nnx.Module, got {type(model).__name__}. For a linen "
-            "module use `fold_linen`."
-        )
+    nnx_module(model, "fold_linen")
+    callable_model(call)
+    tolerance = tolerance_of(tolerance)
+    example = trees.of_arrays("example", example)
     calls = calls_of(model, example, call)
     copy = _with_biases(nnx.clone(model))
     graph, state = nnx.split(copy)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxbn.core import options, trees
 from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
 from jaxbn.core.state import update
-from jaxbn.core.types import AxisName, BatchNormState, Moments
+from jaxbn.core.types import AxisName, Moments
+from jaxbn.core.values import is_single, shown
 
 _PENDING = 64
 
@@ -56,7 +58,9 @@ def recalibrate(
         are; no gradient flows.
 
     Raises:
-        ValueError: if `passes` is below 1, or `batches` is empty or was used up.
+        TypeError: if there is no state or no Moments in a place of the trees.
+        ValueError: if `passes` is below 1, `batches` is empty or was used up, or what
+            `collect` returns does not fit `states`.
 
     Reference:
         Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021.
@@ -69,30 +73,63 @@ def recalibrate(
         >>> jaxbn.deploy.recalibrate(collect, jaxbn.init_state(1), x).mean
         Array([3.5], dtype=float32)
     """
-    if passes < 1:
-        raise ValueError(
-            f"`passes` must be at least 1, got {passes!r}. Use the number of layers in "
-            "sequence, or 1 if `collect` normalizes as in training."
-        )
+    hint = "It returns the moments of each layer for `(states, batch)`."
+    options.function("collect", collect, hint=hint)
+    hint = (
+        "Use the number of layers in sequence, or 1 if `collect` normalizes as in "
+        "training."
+    )
+    passes = options.whole("passes", passes, hint=hint)
     members = group_of(axis_name, None)
-    total = _total_of_scan if scan else _total_of_iterable
+    unbiased = options.flag("unbiased", unbiased)
+    if options.flag("scan", scan):
+        total, batches = _total_of_scan, _listed(batches)
+    else:
+        total, batches = _total_of_iterable, _iterable(batches)
+    states = trees.of_states(states)
+
+    def fitting(states, batch):
+        return trees.with_moments(states, collect(states, batch), "collect(...)")
+
     for _ in range(passes):
-        moments = total(collect, states, batches)
+        moments = total(fitting, states, batches)
         if members is not None:
-            moments = _map(lambda m: _shared(m, members), moments)
-        states = _map(
-            lambda m, state: update(state, m, momentum=0.0, unbiased=unbiased),
-            moments,
+            moments = trees.over(lambda m: _shared(m, members), moments)
+        states = trees.over(
+            lambda state, m: update(state, m, momentum=0.0, unbiased=unbiased),
             states,
+            moments,
         )
     return states
+
+
+def _iterable(batches: Any) -> Iterable:
+    if is_single(batches):
+        raise TypeError(
+            f"`batches` must be an iterable of batches, got {shown(batches)}. Pass a "
+            "list, or arrays with `scan=True`."
+        )
+    return batches
+
+
+def _listed(batches: Any) -> Any:
+    """Arrays whose leading axis lists the batches, of which there is one at least."""
+    batches = trees.of_arrays("batches", batches)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(
+            "`batches` must be arrays whose leading axis lists the batches, got shapes "
+            f"{shapes}. Stack batches of one size, or leave out `scan`."
+        )
+    return batches
 
 
 def _total_of_iterable(collect, states, batches: Iterable) -> Any:
     compiled = jax.jit(collect)
     pending: list = []
     for batch in batches:
-        pending.append(compiled(states, batch))
+        pending.append(compiled(states, trees.of_arrays("batches", batch)))
         if len(pending) == _PENDING:
             pending = [_pooled(pending)]
     if not pending:
@@ -105,28 +142,12 @@ def _total_of_iterable(collect, states, batches: Iterable) -> Any:
 
 @jax.jit
 def _pooled(parts: list) -> Any:
-    return _map(pool, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+    return trees.over(pool, jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
 
 
 def _total_of_scan(collect, states, batches) -> Any:
-    return _map(pool, lax.map(lambda batch: collect(states, batch), batches))
+    return trees.over(pool, lax.map(lambda batch: collect(states, batch), batches))
 
 
 def _shared(moments: Moments, members) -> Moments:
     return public(shared_moments(centered(moments), members))
-
-
-def _map(function, moments, states=None):
-    """Applies `function` at every Moments of a tree, with the state at its place."""
-    leaves, tree = jax.tree.flatten(moments, is_leaf=lambda m: isinstance(m, Moments))
-    if states is None:
-        return tree.unflatten(map(function, leaves))
-    others, own = jax.tree.flatten(
-        states, is_leaf=lambda s: isinstance(s, BatchNormState)
-    )
-    if own != tree:
-        raise ValueError(
-            f"`collect` must return one Moments for each state, as {own}, got {tree}. "
-            "Return the moments in a tree of the structure of `states`."
-        )
-    return own.unflatten(map(function, leaves, others))

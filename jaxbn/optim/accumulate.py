@@ -1,14 +1,13 @@
 """Gradient accumulation: the moments of micro-batches, merged until all are there."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import checks
-from jaxbn.core.moments import merge
+from jaxbn.core import checks, trees, values
+from jaxbn.core.moments import merged
 from jaxbn.core.state import update
 from jaxbn.core.types import BatchNormState, Moments
 
@@ -23,6 +22,9 @@ def init_accumulation(states: Any) -> Any:
         The tree with Moments in place of the states, in float32, or float64 for
         float64 states.
 
+    Raises:
+        TypeError: if something else is in the tree.
+
     Example:
         >>> jaxbn.optim.init_accumulation(jaxbn.init_state(2)).count
         Array([0., 0.], dtype=float32)
@@ -33,7 +35,7 @@ def init_accumulation(states: Any) -> Any:
         mean = jnp.zeros_like(state.mean, checks.statistics_type(state.mean))
         return Moments(var, mean, var)
 
-    return jax.tree.map(nothing, states, is_leaf=_is_state)
+    return trees.over(nothing, trees.of_states(states))
 
 
 def accumulate(
@@ -66,7 +68,9 @@ def accumulate(
         types they came in, so that both may be carried through `lax.scan`.
 
     Raises:
-        ValueError: if moments have another shape than their state.
+        TypeError: if there is no state or no Moments in a place of the trees, or
+            `ready` is no bool.
+        ValueError: if the trees differ, or moments have another shape than their state.
 
     Example:
         >>> state = jaxbn.init_state(1)
@@ -77,24 +81,27 @@ def accumulate(
         >>> state.mean, state.var
         (Array([1.5], dtype=float32), Array([1.25], dtype=float32))
     """
-    jax.tree.map(checks.update, states, moments, is_leaf=_is_state)
-    add = functools.partial(jax.tree.map, is_leaf=lambda m: isinstance(m, Moments))
+    states = trees.of_states(states)
+    moments = trees.with_moments(states, moments)
+    accumulated = trees.with_moments(states, accumulated, "accumulated")
+    ready = values.array("ready", ready)
+    if ready.dtype != jnp.bool_ or ready.shape:
+        raise TypeError(
+            f"`ready` must be True or False, got {values.shown(ready)}. It says "
+            "whether this is the last micro-batch."
+        )
     # What is accumulated may be narrower or wider than the moments.
     with jax.numpy_dtype_promotion("standard"):
-        total = add(merge, accumulated, moments)
+        total = trees.over(merged, accumulated, moments)
 
     def one(state: BatchNormState, moments: Moments) -> BatchNormState:
         new = update(state, moments, momentum=momentum, **options)
         return jax.tree.map(lambda a, b: jnp.where(ready, a, b), new, state)
 
-    states = jax.tree.map(one, states, total, is_leaf=_is_state)
+    states = trees.over(one, states, total)
     left = jax.tree.map(
-        lambda old, v: jnp.where(ready, 0, v).astype(jnp.asarray(old).dtype),
+        lambda old, v: jnp.where(ready, 0, v).astype(old.dtype),
         accumulated,
         total,
     )
     return left, states
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, BatchNormState)

@@ -1,12 +1,16 @@
 """What to decay, and how the scales of residual blocks start."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from jaxbn.core import options, trees, values
+from jaxbn.core.records import FINITE, Rule
 
 
 def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) -> Any:
@@ -23,11 +27,15 @@ def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) 
     Returns:
         A tree of the same structure, of bools.
 
+    Raises:
+        TypeError: if a name is no string.
+
     Example:
         >>> params = {"dense": {"kernel": 0.0}, "norm": {"scale": 1.0, "bias": 0.0}}
         >>> jaxbn.optim.weight_decay_mask(params)["norm"]
         {'bias': False, 'scale': False}
     """
+    names = options.words("names", names)
     return jax.tree_util.tree_map_with_path(
         lambda path, _: _last_name(path) not in names, params
     )
@@ -51,6 +59,10 @@ def decay_scale(
     Returns:
         A stateless gradient transformation that needs `params`.
 
+    Raises:
+        TypeError: if an argument is no number, or a name no string.
+        ValueError: if `rate` is negative, or a number not finite.
+
     Reference:
         Summers and Dinneen, Four things everyone should know to improve batch
         normalization, 2020. https://arxiv.org/abs/1906.03548
@@ -62,10 +74,21 @@ def decay_scale(
         {'scale': Array([0.2], dtype=float32)}
     """
 
+    hint = "A usual rate is 1e-4, and a scale starts at one."
+    right = Rule(lambda v: np.isfinite(v) & (v >= 0), "finite and not negative")
+    rate = options.number("rate", rate, *right, hint=hint)
+    target = options.number("target", target, *FINITE, hint=hint)
+    names = options.words("names", names)
+
     def step(updates, params):
+        hint = "Pass the parameters to `update`, as its third argument."
+        trees.same_structure("params", params, "updates", updates, hint=hint)
+
         def one(path, value, param):
-            hit = _last_name(path) in names
-            return value + rate * (param - target) if hit else value
+            if _last_name(path) not in names:
+                return value
+            value, param = values.array("updates", value), values.array("params", param)
+            return value + rate * (param - target)
 
         return jax.tree_util.tree_map_with_path(one, updates, params)
 
@@ -87,7 +110,8 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         New parameters.
 
     Raises:
-        ValueError: if no block has a scale.
+        TypeError: if `block` or `norm` is no string.
+        ValueError: if one is no regular expression, or no block has a scale.
 
     Reference:
         Goyal et al., Accurate, large minibatch SGD: training ImageNet in 1 hour, 2017.
@@ -98,15 +122,16 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         >>> jaxbn.optim.zero_last_scale(params, block="Block_[0-9]+")
         {'Block_0': {'BatchNorm_0': {'scale': Array([0.], dtype=float32)}}}
     """
+    is_block, is_norm = _pattern("block", block), _pattern("norm", norm)
     changed = 0
 
     def visit(name, tree):
         nonlocal changed
-        if not hasattr(tree, "items"):
+        if not isinstance(tree, Mapping):
             return tree
         tree = {key: visit(key, value) for key, value in tree.items()}
-        norms = [k for k in tree if re.fullmatch(norm, k) and _has_scale(tree[k])]
-        if norms and re.fullmatch(block, name):
+        norms = [k for k in tree if is_norm(str(k)) and _has_scale(tree[k])]
+        if norms and is_block(str(name)):
             last = max(norms, key=_natural)
             # A scale may be in a box, as `nn.Partitioned`, which stays around it.
             zero = jax.tree.map(jnp.zeros_like, tree[last]["scale"])
@@ -130,9 +155,24 @@ def _last_name(path: tuple) -> str:
     return names[-1] if names else ""
 
 
+def _pattern(name: str, value: Any) -> Callable[[str], Any]:
+    """Whether a whole name matches a regular expression."""
+    hint = 'For example "ResNetBlock_[0-9]+".'
+    if not isinstance(value, str):
+        raise TypeError(
+            f"`{name}` must be a regular expression, got {values.shown(value)}. {hint}"
+        )
+    try:
+        return re.compile(value).fullmatch
+    except re.error as error:
+        raise ValueError(
+            f"`{name}` must be a regular expression, got {value!r}: {error}. {hint}"
+        ) from error
+
+
 def _has_scale(tree: Any) -> bool:
-    return hasattr(tree, "items") and "scale" in tree
+    return isinstance(tree, Mapping) and "scale" in tree
 
 
-def _natural(name: str) -> list:
-    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
+def _natural(name: Any) -> list:
+    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(name))]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import sync
+from jaxbn.core import sync, trees
 from jaxbn.core.moments import group_of
 from jaxbn.core.types import AxisName
 
@@ -27,12 +27,19 @@ def keep_finite(
     Returns:
         The chosen tree, and whether it is the new one, a boolean scalar.
 
+    Raises:
+        TypeError: if a leaf is no array.
+        ValueError: if `old` has another structure or shape than `new`.
+
     Example:
         >>> new, old = {"w": jnp.full(1, jnp.nan)}, {"w": jnp.ones(1)}
         >>> jaxbn.optim.keep_finite(new, old)
         ({'w': Array([1.], dtype=float32)}, Array(False, dtype=bool))
     """
-    leaves = jax.tree.leaves(new if watch is None else watch)
+    new, old = trees.of_arrays("new", new), trees.of_arrays("old", old)
+    _same("old", old, new)
+    watched = new if watch is None else trees.of_arrays("watch", watch)
+    leaves = jax.tree.leaves(watched)
     # Not a sum, which overflows from 2^31 bad values on.
     bad = (jnp.any(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
     here = functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool))
@@ -42,5 +49,17 @@ def keep_finite(
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
 
 
-def _can_overflow(value: Any) -> bool:
-    return jnp.issubdtype(jnp.asarray(value).dtype, jnp.inexact)
+def _can_overflow(value: Array) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.inexact)
+
+
+def _same(name: str, tree: Any, new: Any) -> None:
+    """Refuses a tree that is not as the new one, leaf by leaf."""
+    hint = "Pass what the step started from."
+    trees.same_structure(name, tree, "new", new, hint=hint)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(new), strict=True):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"`{name}` must have the shapes of `new`, got {a.shape} for {b.shape}. "
+                f"{hint}"
+            )

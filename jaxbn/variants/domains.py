@@ -22,6 +22,9 @@ from jaxbn.core.types import (
     Moments,
 )
 
+DOMAINS = "Use 2 for clean and adversarial examples."
+"""What to do about a number of domains."""
+
 
 def init_domain_state(
     num_domains: int, num_features: int | Sequence[int]
@@ -39,8 +42,7 @@ def init_domain_state(
         >>> init_domain_state(2, 3).var.shape
         (2, 3)
     """
-    hint = "Use 2 for clean and adversarial examples."
-    number = options.whole("num_domains", num_domains, hint=hint)
+    number = options.whole("num_domains", num_domains, hint=DOMAINS)
     return init_state((number, *options.sizes("num_features", num_features)))
 
 
@@ -105,7 +107,7 @@ def domain_batch_norm(
     x, feature, states, ids = checked(x, states, domain, axis)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
     axes, members = (feature,), group_of(axis_name, axis_groups)
-    kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
+    kernel = {"axes": axes, "implementation": implementations.choose(implementation)}
     floor = options.epsilon(epsilon)
     where, residual = checks.mask(where, x), checks.residual(residual, x)
 
@@ -168,7 +170,7 @@ def domain_batch_norm_inference(
         Array([ 0., -4.], dtype=float32)
     """
     x, feature, states, ids = checked(x, states, domain, axis)
-    kernel = {"implementation": implementations.choose(implementation, x)}
+    kernel = {"implementation": implementations.choose(implementation)}
     floor, residual = options.epsilon(epsilon), checks.residual(residual, x)
 
     def run(x, states, ids, scale, bias, residual):

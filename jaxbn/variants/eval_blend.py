@@ -144,6 +144,8 @@ def fit_eval_blend(
             f"of `x` with shape {x.shape}, got {shown(axis)}. Stack the inputs of "
             "several steps: shape (batches, examples, ..., channels)."
         )
+    state = record("state", state)
+    checks.statistics(state, x, axes)  # here, where its values are known
     valid = jnp.ones((1,) * x.ndim, bool) if where is None else checks.mask(where, x)
     valid = jnp.broadcast_to(valid, x.shape)
     feature = axes[0] - 1
@@ -178,10 +180,6 @@ def _each(name: str, vector: Array | None, x: Array, feature: int) -> Array | No
 
 
 def _weight(alpha: float | Array, like: Array) -> Array:
-    weight = jnp.asarray(options.share("alpha", alpha), like.dtype)
-    if weight.shape not in ((), like.shape[1:]):
-        raise ValueError(
-            f"`alpha` must be a number or have shape {like.shape[1:]}, got "
-            f"{weight.shape}. It is one weight, or one for each channel."
-        )
+    weight = options.share("alpha", alpha)
+    weight = options.per_channel("alpha", weight, like.shape[1:], like.dtype)
     return jnp.broadcast_to(weight, like.shape)

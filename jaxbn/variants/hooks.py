@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import checks, options
+from jaxbn.core import checks, layers, options
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state, require_count
@@ -35,6 +35,8 @@ class Hooks:
     """The type of the running statistics."""
     fixed: Any = ()
     """The options that keep their default, since there is no such training."""
+    rules: Any = layers.rules()
+    """What raises an error about an option, by its name."""
 
     axis: Any
     axis_name: Any
@@ -48,6 +50,13 @@ class Hooks:
     skip_nonfinite: Any
     save: Any
     implementation: Any
+
+    def _check(self, given: dict[str, Any]) -> None:
+        """Refuses options that are wrong for every input."""
+        for name in filter(self.rules.get, given):
+            self.rules[name](name, given[name])
+
+    _input = staticmethod(layers.array)
 
     def _start(self, features: tuple[int, ...]) -> Any:
         """The statistics before the first batch."""
@@ -161,6 +170,7 @@ class Ghost(Hooks):
     ghost_batch_size: Any
     update: Any
     fixed = ("axis_groups", "save")
+    rules = layers.rules(ghost_batch_size=ghost.size_of, update=ghost.check_update)
 
     def _train(self, state):
         sizes = {"ghost_batch_size": self.ghost_batch_size, "update": self.update}
@@ -176,6 +186,7 @@ class Renorm(Hooks):
     has_moments = False
     always_counts = True  # the bounds follow a schedule
     fixed = ("save",)
+    rules = layers.rules(r_max=renorm.bound_or_schedule, d_max=renorm.bound_or_schedule)
 
     def _start(self, features):
         return renorm.init_renorm_state(features)
@@ -198,6 +209,7 @@ class Timestep(Hooks):
     max_steps: Any
     # Not "mean": there, tools for whole models expect the statistics of every call.
     suffix, has_moments = "_of_each", False
+    rules = layers.rules(max_steps=layers.count(timestep.STEPS))
 
     def _start(self, features):
         return timestep.init_timestep_state(self.max_steps, features)
@@ -214,6 +226,7 @@ class Domain(Hooks):
 
     num_domains: Any
     suffix, has_moments, fixed = "_of_each", False, ("save",)
+    rules = layers.rules(num_domains=layers.count(domains.DOMAINS))
 
     def _start(self, features):
         return domains.init_domain_state(self.num_domains, features)
@@ -228,8 +241,10 @@ class Domain(Hooks):
 class EvalBlend(Hooks):
     """A share of each example's own statistics at evaluation."""
 
+    rules = layers.rules(alpha=options.share)
+
     def _first_alpha(self, alpha: float | Array) -> Array:
-        return jnp.asarray(options.share("alpha", alpha), jnp.float32)
+        return jnp.asarray(alpha, jnp.float32)
 
     def _alpha(self) -> Array:
         raise NotImplementedError

@@ -4,7 +4,7 @@ Bounds that follow the paper's schedule are in `jaxbn.variants.renorm_schedule`.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +118,7 @@ def batch_renorm(
     members = group_of(axis_name, axis_groups)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
     state = record("state", state, _STATE)
-    kernel = {"axes": axes, "implementation": implementations.choose(implementation, x)}
+    kernel = {"axes": axes, "implementation": implementations.choose(implementation)}
     floor = options.epsilon(epsilon)
     old = checks.statistics(state, x, axes)
     batch = shared_moments(local_moments(x, where, **kernel), members)
@@ -204,10 +204,24 @@ _STATE = Kind(
 )
 
 
-def _correction(sigma, distance, old: RenormState, r_max, d_max):
+def bound(name: str, value: Any) -> Any:
+    """`r_max`, which is at least 1, or `d_max`, which is at least 0."""
+    least = {"r_max": 1, "d_max": 0}[name]
     hint = "With r_max=1 and d_max=0 it is batch normalization."
-    r_max = options.numbers("r_max", r_max, lambda r: r >= 1, "at least 1", hint=hint)
-    d_max = options.numbers("d_max", d_max, lambda d: d >= 0, "at least 0", hint=hint)
+    right = Rule(lambda v: v >= least, f"at least {least}")
+    return options.numbers(name, value, *right, hint=hint)
+
+
+def bound_or_schedule(name: str, value: Any) -> None:
+    """Refuses what is neither a bound nor a function of the number of updates."""
+    if not callable(value) or isinstance(value, type):
+        bound(name, value)
+
+
+def _correction(sigma, distance, old: RenormState, r_max, d_max):
+    kind = old.sigma.shape, old.sigma.dtype
+    r_max = options.per_channel("r_max", bound("r_max", r_max), *kind)
+    d_max = options.per_channel("d_max", bound("d_max", d_max), *kind)
     r = jnp.clip(sigma / old.sigma, 1 / r_max, r_max)
     return r, jnp.clip(distance / old.sigma, -d_max, d_max)
 

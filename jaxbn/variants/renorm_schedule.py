@@ -4,7 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from jaxbn.core import options
+from jaxbn.core.values import is_traced
 
 
 class RenormSchedule(NamedTuple):
@@ -40,6 +44,10 @@ def renorm_schedule(
     Returns:
         Two functions of the step, which may be traced.
 
+    Raises:
+        TypeError: if an argument is no number.
+        ValueError: if it is out of range, or an end not after `start`.
+
     Reference:
         Ioffe, Batch Renormalization, 2017. https://arxiv.org/abs/1702.03275
 
@@ -51,11 +59,28 @@ def renorm_schedule(
         2.5
     """
 
+    def number(name, value, least):
+        return options.number(
+            name,
+            value,
+            lambda v: np.isfinite(v) & (v >= least),
+            f"finite and at least {least}",
+            hint="The defaults are those of the paper.",
+        )
+
+    start = number("start", start, 0)
+    after = 1 if is_traced(start) else start + 1
+
     def ramp(low, high, end):
         def at(step):
+            hint = "It is the number of updates."
+            options.numbers("step", step, lambda v: v >= 0, "not negative", hint=hint)
             share = (jnp.asarray(step, jnp.float32) - start) / (end - start)
             return low + (high - low) * jnp.clip(share, 0, 1)
 
         return at
 
-    return RenormSchedule(ramp(1.0, r_max, r_end), ramp(0.0, d_max, d_end))
+    return RenormSchedule(
+        ramp(1.0, number("r_max", r_max, 1), number("r_end", r_end, after)),
+        ramp(0.0, number("d_max", d_max, 0), number("d_end", d_end, after)),
+    )

@@ -15,6 +15,8 @@ from jaxbn.core.types import BatchNormState
 
 SCALE = 0.1
 """Where scales start in the paper: with 1, tanh and sigmoid saturate at once."""
+STEPS = "Use the length of the longest sequence in training."
+"""What to do about a number of steps."""
 
 
 def init_timestep_state(
@@ -33,8 +35,7 @@ def init_timestep_state(
         >>> init_timestep_state(10, 3).mean.shape
         (10, 3)
     """
-    hint = "Use the length of the longest sequence in training."
-    steps = options.whole("max_steps", max_steps, hint=hint)
+    steps = options.whole("max_steps", max_steps, hint=STEPS)
     return init_state((steps, *options.sizes("num_features", num_features)))
 
 
@@ -76,7 +77,7 @@ def timestep_batch_norm(
         >>> states.mean.ravel()
         Array([0., 2.], dtype=float32)
     """
-    states = _checked(states)
+    states = states_of("states", states)
     row = _row(states, t)
     y, new = batch_norm(x, _at(states, row), scale, bias, **others)
 
@@ -109,7 +110,7 @@ def timestep_batch_norm_inference(
         >>> timestep_batch_norm_inference(jnp.array([[5.0]]), states, t=1).round(3)
         Array([[2.]], dtype=float32)
     """
-    states = _checked(states)
+    states = states_of("states", states)
     return batch_norm_inference(x, _at(states, _row(states, t)), scale, bias, **others)
 
 
@@ -118,11 +119,12 @@ _STATES = records.STATE._replace(
 )
 
 
-def _checked(states: BatchNormState) -> BatchNormState:
-    states = records.record("states", states, _STATES)
+def states_of(name: str, states: Any) -> BatchNormState:
+    """Statistics for each time step, checked."""
+    states = records.record(name, states, _STATES)
     if states.mean.ndim < 2:
         raise ValueError(
-            f"`states` must have shape (steps, channels), got {states.mean.shape}. "
+            f"`{name}` must have shape (steps, channels), got {states.mean.shape}. "
             f"{_STATES.create}"
         )
     return states

@@ -45,5 +45,5 @@ def test_prior_may_be_traced_and_has_a_message():
     traced = jax.jit(lambda n: adapt(state, test, prior_count=n))(3.0)
     plain = adapt(state, test, prior_count=3.0)
     np.testing.assert_allclose(traced.mean, plain.mean, rtol=1e-6)
-    with pytest.raises(ValueError, match="`prior_count` must not be negative, got -1"):
+    with pytest.raises(ValueError, match="`prior_count` must be not negative, got -1"):
         adapt(state, test, prior_count=-1)

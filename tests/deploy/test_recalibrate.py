@@ -360,7 +360,7 @@ def test_messages_name_the_argument():
         recalibrate(collect, state, [], passes=0)
     with pytest.raises(ValueError, match="`batches` must contain a batch"):
         recalibrate(collect, state, iter(()))
-    with pytest.raises(ValueError, match="`collect` must return one Moments"):
+    with pytest.raises(ValueError, match=r"`collect\(...\)` must have the structure"):
         recalibrate(collect, {"norm": state}, [data(0)])
     with pytest.raises(ValueError, match="`variables` must contain running"):
         linen_model(nn.Dense(1), {"params": {}})
