@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.module import first_from
 from flax.nnx.nn.dtypes import canonicalize_dtype, promote_dtype
@@ -98,8 +99,7 @@ class Layer(hooks.Hooks, nnx.Module):
         skip_nonfinite: bool = False,
         implementation: str | None = None,
     ):
-        given = locals()
-        self._check({name: given[name] for name in given.keys() - {"self"}})
+        self._check(locals())
         features = self._sizes(num_features)
         self.num_features = _hashable(num_features)
         self.use_running_average = use_running_average
@@ -205,7 +205,7 @@ class Layer(hooks.Hooks, nnx.Module):
 
 def _hashable(value: Any) -> Any:
     """Lists as tuples, so that the graph definition can be a static argument."""
-    if getattr(value, "ndim", 1) == 0:  # of an integer of NumPy or JAX
+    if isinstance(value, np.integer | np.ndarray | Array) and not value.ndim:
         return int(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
         return tuple(map(_hashable, value))

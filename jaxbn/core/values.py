@@ -101,15 +101,18 @@ def integer(value: Any) -> int | None:
 
 def is_single(value: Any) -> bool:
     """Whether a value is no sequence; a text is none, and what has no order."""
-    if not isinstance(value, Iterable) or is_deleted(value):
-        return True
     unordered = isinstance(value, str | bytes | Mapping | Set)
-    return unordered or getattr(value, "ndim", 1) == 0
+    if unordered or not isinstance(value, Iterable):
+        return True
+    hidden = isinstance(value, Array) and not isinstance(value, Tracer)
+    return getattr(value, "ndim", 1) == 0 or (hidden and known(value) is None)
 
 
 def several(value: Any) -> tuple:
     """The items of a sequence, or one value by itself."""
-    return (value,) if is_single(value) else tuple(value)
+    if is_single(value) or isinstance(value, Tracer):
+        return (value,)
+    return tuple(np.asarray(value) if isinstance(value, Array) else value)
 
 
 def is_traced(value: Any) -> bool:

@@ -80,7 +80,7 @@ class Hooks:
             "skip_nonfinite": self.skip_nonfinite,
         }
         for name in self.fixed:
-            if (value := found.pop(name)) not in (None, "input"):
+            if repr(value := found.pop(name)) not in ("None", "'input'"):
                 raise ValueError(
                     f"`{name}` must be the default for {type(self).__name__}, got "
                     f"{value!r}. Leave it out."
@@ -182,8 +182,7 @@ class Renorm(Hooks):
 
     r_max: Any
     d_max: Any
-    statistics = renorm.RenormState
-    has_moments = False
+    statistics, has_moments = renorm.RenormState, False
     always_counts = True  # the bounds follow a schedule
     fixed = ("save",)
     rules = layers.rules(r_max=renorm.bound_or_schedule, d_max=renorm.bound_or_schedule)
@@ -192,8 +191,8 @@ class Renorm(Hooks):
         return renorm.init_renorm_state(features)
 
     def _train(self, state):
-        bounds = {"r_max": self.r_max, "d_max": self.d_max}
-        now = {k: v(state.count.max()) if callable(v) else v for k, v in bounds.items()}
+        n, bounds = state.count.max(initial=0), dict(r_max=self.r_max, d_max=self.d_max)
+        now = {k: v(n) if callable(v) else v for k, v in bounds.items()}
         return functools.partial(renorm.batch_renorm, **now)
 
     def _evaluate(self, where):
