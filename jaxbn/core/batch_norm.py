@@ -1,7 +1,6 @@
 """Batch normalization in training: check, moments, sync, normalize, and update beside.
 
-The derivative is exact for every order and needs `x` and vectors only; see
-`_normalized`.
+The derivative is exact for every order and needs `x` and vectors only.
 """
 
 from collections.abc import Callable, Sequence
@@ -152,10 +151,9 @@ def batch_norm(
         dispatch.choose(implementation),
         mode,
     )
-    where = checks.mask(where, x)
+    where, state = checks.mask(where, x), record("state", state)
     count = known_count(x, where, layer.members, axes)
     checks.enough_values(count, unbiased=how.unbiased)
-    state = record("state", state)
     inputs = _Inputs(
         x,
         checks.vector("scale", scale, x, axes),
@@ -166,8 +164,7 @@ def batch_norm(
     )
     if save == "output":
         inputs = inputs._replace(scale=by_output.invertible(inputs.scale))
-    normalized = _composed if jnp.iscomplexobj(x) else _normalized
-    y, batch = normalized(layer, inputs)
+    y, batch = (_composed if jnp.iscomplexobj(x) else _normalized)(layer, inputs)
     return y if after is None else after(y), updated(state, batch, how)
 
 

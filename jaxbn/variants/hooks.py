@@ -57,6 +57,8 @@ class Hooks:
             self.rules[name](name, given[name])
 
     _input = staticmethod(layers.array)
+    _sizes = staticmethod(functools.partial(options.sizes, "num_features"))
+    _evaluates = staticmethod(functools.partial(options.flag, "use_running_average"))
 
     def _start(self, features: tuple[int, ...]) -> Any:
         """The statistics before the first batch."""
@@ -105,10 +107,6 @@ class Hooks:
         fields = [k for k in self.statistics._fields if k != "count" or counts]
         return {field: field + self.suffix for field in fields}
 
-    def _evaluates(self, use_running_average: Any) -> bool:
-        """Whether the layer normalizes with the running statistics."""
-        return options.flag("use_running_average", use_running_average)
-
     def _averages(self) -> bool:
         """Whether the average depends on the number of updates."""
         return self.debias or self.momentum is None
@@ -116,10 +114,6 @@ class Hooks:
     def _features(self, x: Array) -> tuple[int, ...]:
         """The sizes of the feature axes."""
         return tuple(x.shape[axis] for axis in checks.feature_axes(x, self.axis))
-
-    def _sizes(self, num_features: Any) -> tuple[int, ...]:
-        """The same where they are given."""
-        return options.sizes("num_features", num_features)
 
     def _as_state(self, stored: dict[str, Array], x: Array) -> Any:
         """The statistics, from what is stored of them, for `x` of this type."""
