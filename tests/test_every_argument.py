@@ -568,7 +568,7 @@ SENSIBLE = {
     "axis_index_groups": {"none", *EMPTY, "no values"},  # ignored without `axis_name`
     "activation": {"none"},
     "implementation": {"none"},
-    "num_features": {"zero", "int", "index", "int array"},
+    "num_features": {"zero", "int", "index", "int array", *EMPTY, "no values"},
     "state": {"state"},
     "moments": {"moments"},
     "first": {"moments"},

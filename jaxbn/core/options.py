@@ -75,13 +75,13 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     """One size, or several, as Python integers.
 
     Raises:
-        TypeError: if one is no integer, or there is none.
+        TypeError: if one is no integer.
         ValueError: if one is negative.
     """
     static(name, value)
     given = several(value)
     found = tuple(n for n in map(integer, given) if n is not None)
-    if not found or len(found) < len(given):
+    if len(found) < len(given):
         raise TypeError(
             f"`{name}` must be an integer or a tuple of integers, got {shown(value)}. "
             "It is the size of the feature axis, for example `x.shape[-1]`."
