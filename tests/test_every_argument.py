@@ -135,12 +135,6 @@ WRONG = {
     "moments of strings": jaxbn.Moments("a", "b", "c"),  # type: ignore
     "renorm state": renorm.init_renorm_state(3),
 }
-TRACED = {
-    "traced": jnp.float32(0.5),
-    "traced int": 1,
-    "traced bool": True,
-    "traced vector": np.ones(3, np.float32),
-}
 
 
 def rows():

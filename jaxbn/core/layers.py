@@ -13,6 +13,7 @@ from jax import Array
 from jaxbn.backends import dispatch
 from jaxbn.core import checks, options, values
 from jaxbn.core.activation import function_of
+from jaxbn.core.records import Rule as Bound
 from jaxbn.core.save import check_mode
 
 Rule = Callable[[str, Any], Any]
@@ -100,3 +101,29 @@ _RULES: dict[str, Rule] = {
 def rules(**more: Rule) -> Mapping[str, Rule]:
     """The rules of a kind of layers, by the names of the options."""
     return MappingProxyType({**_RULES, **more})
+
+
+def group_size(name: str, value: Any) -> int:
+    """A number of examples in a group."""
+    hint = "It is the number of examples that share statistics."
+    return options.whole(name, value, hint=hint)
+
+
+def order_of_updates(name: str, value: Any) -> None:
+    """Refuses an unknown order of updates."""
+    hint = "It says how the running statistics follow the groups."
+    options.one_of(name, value, ("pooled", "sequential"), hint=hint)
+
+
+def bound(name: str, value: Any) -> Any:
+    """`r_max`, which is at least 1, or `d_max`, which is at least 0."""
+    least = {"r_max": 1, "d_max": 0}[name]
+    hint = "With r_max=1 and d_max=0 it is batch normalization."
+    right = Bound(lambda v: v >= least, f"at least {least}")
+    return options.numbers(name, value, *right, hint=hint)
+
+
+def bound_or_schedule(name: str, value: Any) -> None:
+    """Refuses what is neither a bound nor a function of the number of updates."""
+    if not callable(value) or isinstance(value, type):
+        bound(name, value)

@@ -52,6 +52,9 @@ STATE = Kind(
     },
     "Restore an earlier state; `skip_nonfinite=True` keeps such batches out of it.",
 )
+STEPS = STATE._replace(
+    create="Create them with `init_timestep_state(max_steps, num_features)`."
+)
 MOMENTS = Kind(
     Moments,
     "Compute them with `jaxbn.moments(x)`.",
@@ -104,6 +107,17 @@ def record(name: str, given: Any, kind: Kind = STATE) -> Any:
                     f"{kind.repair}"
                 )
     return kind.of(**fields)
+
+
+def of_steps(name: str, states: Any) -> BatchNormState:
+    """Statistics for each time step, checked."""
+    states = record(name, states, STEPS)
+    if states.mean.ndim < 2:
+        raise ValueError(
+            f"`{name}` must have shape (steps, channels), got {states.mean.shape}. "
+            f"{STEPS.create}"
+        )
+    return states
 
 
 def _cure(name: str, given: Any, kind: Kind) -> str:

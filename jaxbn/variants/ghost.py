@@ -3,13 +3,13 @@
 A group is one more feature axis: x of shape (B, ..., C) becomes (G, b, ..., C).
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, options, placement, sync
+from jaxbn.core import checks, layers, placement, sync
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
@@ -80,7 +80,7 @@ def ghost_batch_norm(
     x = checks.array(x)
     feature = checks.one_feature_axis(x, axis)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
-    check_update("update", update)
+    layers.order_of_updates("update", update)
     axis_name = checks.axis_names(axis_name)
     groups, spread = _groups(x, ghost_batch_size, axis_name)
     state, where = record("state", state), checks.mask(where, x)
@@ -124,21 +124,9 @@ def ghost_batch_norm(
     return run(x, state, scale, bias, where, residual)
 
 
-def size_of(name: str, value: Any) -> int:
-    """A number of examples in a group."""
-    hint = "It is the number of examples that share statistics."
-    return options.whole(name, value, hint=hint)
-
-
-def check_update(name: str, value: Any) -> None:
-    """Refuses an unknown order of updates."""
-    hint = "It says how the running statistics follow the groups."
-    options.one_of(name, value, ("pooled", "sequential"), hint=hint)
-
-
 def _groups(x: Array, size: int, axis_name):
     """Groups on this device, and the devices of each group if those are several."""
-    local, size = x.shape[0], size_of("ghost_batch_size", size)
+    local, size = x.shape[0], layers.group_size("ghost_batch_size", size)
     if local % size == 0:
         return local // size, None
     devices = 1 if axis_name is None else checks.axis_size(axis_name)

@@ -164,7 +164,9 @@ class Ghost(Hooks):
     ghost_batch_size: Any
     update: Any
     fixed = ("axis_groups", "save")
-    rules = layers.rules(ghost_batch_size=ghost.size_of, update=ghost.check_update)
+    rules = layers.rules(
+        ghost_batch_size=layers.group_size, update=layers.order_of_updates
+    )
 
     def _train(self, state):
         sizes = {"ghost_batch_size": self.ghost_batch_size, "update": self.update}
@@ -179,7 +181,7 @@ class Renorm(Hooks):
     statistics, has_moments = renorm.RenormState, False
     always_counts = True  # the bounds follow a schedule
     fixed = ("save",)
-    rules = layers.rules(r_max=renorm.bound_or_schedule, d_max=renorm.bound_or_schedule)
+    rules = layers.rules(r_max=layers.bound_or_schedule, d_max=layers.bound_or_schedule)
 
     def _start(self, features):
         return renorm.init_renorm_state(features)

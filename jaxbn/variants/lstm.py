@@ -8,11 +8,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxbn.core import checks, options, values
+from jaxbn.core.records import of_steps
 from jaxbn.core.types import BatchNormState
 from jaxbn.variants.timestep import (
     SCALE,
     init_timestep_state,
-    states_of,
     timestep_batch_norm,
     timestep_batch_norm_inference,
 )
@@ -227,7 +227,7 @@ def _checked(x: Any, params: Any, states: Any) -> tuple[Array, LstmParams, LstmS
                 f"`params.{name}` must have shape {shape}, got {got}. Create them with "
                 "`init_lstm`."
             )
-    found = (states_of(f"states.{k}", v) for k, v in states._asdict().items())
+    found = (of_steps(f"states.{k}", v) for k, v in states._asdict().items())
     return x, params, LstmStates(*found)
 
 

@@ -4,13 +4,13 @@ Bounds that follow the paper's schedule are in `jaxbn.variants.renorm_schedule`.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxbn.core import checks, options, placement
+from jaxbn.core import checks, layers, options, placement
 from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
@@ -204,24 +204,10 @@ _STATE = Kind(
 )
 
 
-def bound(name: str, value: Any) -> Any:
-    """`r_max`, which is at least 1, or `d_max`, which is at least 0."""
-    least = {"r_max": 1, "d_max": 0}[name]
-    hint = "With r_max=1 and d_max=0 it is batch normalization."
-    right = Rule(lambda v: v >= least, f"at least {least}")
-    return options.numbers(name, value, *right, hint=hint)
-
-
-def bound_or_schedule(name: str, value: Any) -> None:
-    """Refuses what is neither a bound nor a function of the number of updates."""
-    if not callable(value) or isinstance(value, type):
-        bound(name, value)
-
-
 def _correction(sigma, distance, old: RenormState, r_max, d_max):
     kind = old.sigma.shape, old.sigma.dtype
-    r_max = options.per_channel("r_max", bound("r_max", r_max), *kind)
-    d_max = options.per_channel("d_max", bound("d_max", d_max), *kind)
+    r_max = options.per_channel("r_max", layers.bound("r_max", r_max), *kind)
+    d_max = options.per_channel("d_max", layers.bound("d_max", d_max), *kind)
     r = jnp.clip(sigma / old.sigma, 1 / r_max, r_max)
     return r, jnp.clip(distance / old.sigma, -d_max, d_max)
 

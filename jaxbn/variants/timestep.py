@@ -77,7 +77,7 @@ def timestep_batch_norm(
         >>> states.mean.ravel()
         Array([0., 2.], dtype=float32)
     """
-    states = states_of("states", states)
+    states = records.of_steps("states", states)
     row = _row(states, t)
     y, new = batch_norm(x, _at(states, row), scale, bias, **others)
 
@@ -110,24 +110,8 @@ def timestep_batch_norm_inference(
         >>> timestep_batch_norm_inference(jnp.array([[5.0]]), states, t=1).round(3)
         Array([[2.]], dtype=float32)
     """
-    states = states_of("states", states)
+    states = records.of_steps("states", states)
     return batch_norm_inference(x, _at(states, _row(states, t)), scale, bias, **others)
-
-
-_STATES = records.STATE._replace(
-    create="Create them with `init_timestep_state(max_steps, num_features)`."
-)
-
-
-def states_of(name: str, states: Any) -> BatchNormState:
-    """Statistics for each time step, checked."""
-    states = records.record(name, states, _STATES)
-    if states.mean.ndim < 2:
-        raise ValueError(
-            f"`{name}` must have shape (steps, channels), got {states.mean.shape}. "
-            f"{_STATES.create}"
-        )
-    return states
 
 
 def _row(states: BatchNormState, t: int | Array) -> Array:
