@@ -216,15 +216,15 @@ def _moved(state: RenormState, distance, sigma, seen, how: Average) -> RenormSta
     if how.skip_nonfinite:
         finite = jnp.isfinite(distance) & jnp.isfinite(sigma)
         seen &= jnp.all(finite | ~seen)
-    count = state.count + 1
+    distance, sigma, old = placement.alike((distance, sigma, state))
+    count = old.count + 1
     rate = weight_of_new(how, count.astype(sigma.dtype))
-    new = RenormState(
-        state.mean + rate * distance, state.sigma + rate * (sigma - state.sigma), count
+    mean, moved = old.mean + rate * distance, old.sigma + rate * (sigma - old.sigma)
+    new = (
+        jnp.where(seen, a.astype(b.dtype), b)
+        for a, b in zip((mean, moved, count), old, strict=True)
     )
-    cast = (
-        placement.like(jnp.where(seen, a.astype(b.dtype), b), b)
-        for a, b in zip(new, state, strict=True)
-    )
+    cast = map(placement.like, new, state)
     return lax.stop_gradient(RenormState(*cast))
 
 
