@@ -20,7 +20,7 @@ import reference
 
 import jaxbn
 
-SECONDS = float(os.environ.get("JAXBN_FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("JAXBN_FUZZ_SECONDS", "120"))
 IMPLEMENTATIONS = [n for n, why in jaxbn.implementations().items() if why is None]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LIMITS = {"float16": 6e-3, "bfloat16": 5e-2, "float32": 1e-4, "float64": 1e-10}

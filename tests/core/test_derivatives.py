@@ -265,20 +265,13 @@ def wanted(*, masked, sync):
 
 
 def programs():
-    """The table, as programs of one quick and of one slow part of its rows.
-
-    The slow part has half of the rows: of a transformation, an implementation, a type,
-    a mask and a synchronisation, any two meet.
-    """
+    """The table, as programs of one quick and of one slow part of its rows."""
     for implementation, dtype, masked, sync in itertools.product(
         IMPLEMENTATIONS, OUTER, (False, True), (False, True)
     ):
         key = implementation, dtype, masked, sync
         quick = QUICK.get(key, ())
-        row = IMPLEMENTATIONS.index(implementation) + OUTER.index(dtype) + masked + sync
-        slow = tuple(
-            t for i, t in enumerate(ALL) if t not in quick and (i + row) % 2 == 0
-        )
+        slow = tuple(t for t in ALL if t not in quick)
         words = implementation, dtype, MASKED[masked], SHARED[sync]
         if quick:
             yield pytest.param(quick, *key, id="-".join(words))

@@ -146,33 +146,38 @@ def on_devices(x):
     return each(x).sum()
 
 
-# Every platform, and every way to share statistics; not all ways on all platforms.
-LOWERED = {
-    "one device": ("cpu", "cuda", "tpu"),
-    "vmap": ("cpu",),
-    "shard_map": ("cpu",),
-}
-
-
-@pytest.mark.parametrize("where", LOWERED)
-def test_no_branch_and_no_loop_depends_on_data(where):
+@functools.cache
+def traced(where):
+    """A loss and its gradient, with statistics shared in one of the ways."""
     by_name = functools.partial(loss, axis_name="d")
     function = {
         "one device": loss,
         "vmap": lambda x: jax.vmap(by_name, axis_name="d")(jnp.stack([x, x])).sum(),
         "shard_map": on_devices,
     }[where]
-    traced = jax.jit(jax.value_and_grad(function)).trace(draw(1)[0])
-    for platform in LOWERED[where]:
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert "stablehlo.reduce" in text
-        assert not re.search(r"stablehlo\.(case|if|while)\b", text), platform
+    return jax.jit(jax.value_and_grad(function)).trace(draw(1)[0])
+
+
+# The quick suite has every platform, and every way, but not all ways on all platforms.
+@pytest.mark.parametrize(
+    ("where", "platform"),
+    [
+        pytest.param(where, platform, marks=[] if quick else [pytest.mark.slow])
+        for where in ("one device", "vmap", "shard_map")
+        for platform in ("cpu", "cuda", "tpu")
+        for quick in [where == "one device" or platform == "cpu"]
+    ],
+)
+def test_no_branch_and_no_loop_depends_on_data(where, platform):
+    text = traced(where).lower(lowering_platforms=(platform,)).as_text()
+    assert "stablehlo.reduce" in text
+    assert not re.search(r"stablehlo\.(case|if|while)\b", text)
 
 
 def kept_alive(call):
     """How many of the functions and arrays of a user stay when the user drops them."""
     alive = []
-    for i in range(2):
+    for i in range(3):
         array = jnp.full(7, float(i))
 
         def function(y, array=array):

@@ -74,12 +74,8 @@ QUICK = [
     ("recompute", "gelu", True, VALID, ("value", "grad", "jvp", "checkpoint")),
 ]
 KINDS = [("output", a) for a in (None, "leaky_relu", LEAKY)] + [("recompute", None)]
-SLOW = [  # each kind with a residual or with a mask, in turns with both or neither
-    *(
-        (*kind, joined, VALID if (i + joined) % 2 else None)
-        for i, kind in enumerate(KINDS)
-        for joined in (0, 1)
-    ),
+SLOW = [
+    *((*kind, joined, w) for kind in KINDS for joined in (0, 1) for w in (None, VALID)),
     *(row[:-1] for row in QUICK if row[1] in (STEEP, "gelu")),
 ]
 

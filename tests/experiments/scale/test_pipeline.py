@@ -51,7 +51,7 @@ def same(got, want):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-@settings(max_examples=5)
+@settings(max_examples=8)
 @given(case=cases, seed=st.integers(0, 2**40))
 def test_all_processes_together_have_the_batches_of_one(case, seed):
     n, share, processes = case
@@ -63,7 +63,7 @@ def test_all_processes_together_have_the_batches_of_one(case, seed):
     assert label.shape == (batch_size,) and label.dtype == np.int32
 
 
-@settings(max_examples=4)
+@settings(max_examples=5)
 @given(case=cases)
 def test_every_epoch_has_each_example_once_in_another_order(case):
     n, share, processes = case

@@ -129,12 +129,12 @@ def test_sigterm_to_one_process_saves_all(whole, cache, tmp_path):
     assert "interrupted at step" in errors[0]
 
 
-def test_four_kills_change_nothing(cache, tmp_path):
+def test_ten_kills_change_nothing(cache, tmp_path):
     """At random moments of 60 steps, every second one of which is saved."""
     options = {"steps": 60, "checkpoint_every": 2, "eval_every": 20}
     whole = train(tmp_path / "whole", cache, **options)
     out, chance, killed = tmp_path / "run", random.Random(0), 0
-    while killed < 4:
+    while killed < 10:
         running = start(out, cache, "--resume", cpu_devices=8, **options)
         if killed % 2:  # in the middle of a save
             folder, begin = out / "checkpoints", time.monotonic()

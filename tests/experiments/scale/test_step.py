@@ -128,18 +128,13 @@ def on_one_device(bn_sync, *, small=True):
 SLOW = pytest.mark.slow
 
 
-# The quick suite leaves out the first layout, of which the second has all and more. In
-# the slow one any two of a layout, a size and a way to share statistics meet.
+# The quick suite leaves out the first layout, of which the second has all and more.
 CASES = [
-    *(
-        pytest.param(True, "global", d, marks=SLOW if d == LAYOUTS[0] else [])
-        for d in LAYOUTS
-    ),
-    *(
-        pytest.param(i % 2 == 1, "ghost:4", d, marks=SLOW)
-        for i, d in enumerate(LAYOUTS)
-    ),
-    *(pytest.param(False, "global", d, marks=SLOW) for d in LAYOUTS[1::2]),
+    pytest.param(small, bn_sync, layout, marks=[] if quick else [SLOW])
+    for small in (True, False)
+    for bn_sync in ("global", "ghost:4")
+    for layout in LAYOUTS
+    for quick in [small and bn_sync == "global" and layout != LAYOUTS[0]]
 ]
 
 
