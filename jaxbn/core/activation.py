@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxbn.backends.contract import statistics_type
 from jaxbn.core.types import Activation
-from jaxbn.core.values import shown
+from jaxbn.core.values import is_function, shown
 
 _NAMED = {
     "relu": jax.nn.relu,
@@ -31,7 +31,7 @@ _MOVING = {
 
 def function_of(value: Activation) -> Callable | None:
     """The activation as a function, or None."""
-    if value is None or (callable(value) and not isinstance(value, type)):
+    if value is None or is_function(value):
         return value
     if isinstance(value, str) and value in _NAMED:
         return _NAMED[value]

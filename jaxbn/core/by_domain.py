@@ -48,12 +48,13 @@ def checked(
 
 def in_range(name: str, domain: Any, count: int) -> None:
     """Refuses numbers of domains that there are not, where they are known."""
-    bad = values.wrong(domain, lambda ids: (ids >= 0) & (ids < count))
-    if bad is not None:
-        raise ValueError(
-            f"`{name}` must be at least 0 and below {count}, the number of domains, "
-            f"got {bad}. It numbers the domains from 0."
-        )
+    values.require(
+        name,
+        domain,
+        lambda ids: (ids >= 0) & (ids < count),
+        f"at least 0 and below {count}, the number of domains",
+        hint="It numbers the domains from 0.",
+    )
 
 
 def by_domain(

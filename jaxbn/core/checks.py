@@ -124,14 +124,17 @@ def complex_mean(name: str, given: Any, other: str, like: Array) -> None:
         )
 
 
-def update(
-    given: Any, moments: Any, *, names: tuple[str, str] = ("state", "moments")
-) -> tuple[BatchNormState, Moments]:
-    """A state and the moments of a batch that fit it."""
-    given = record(names[0], given)
-    moments = same_shape(names[1], moments, names[0], given)
-    complex_mean(names[0], given, "moments", moments.mean)
-    return given, moments
+def moments_of(
+    state: BatchNormState,
+    given: Any,
+    *,
+    name: str = "moments",
+    of: str = "state",
+) -> Moments:
+    """Moments that fit a state, which is checked already."""
+    given = same_shape(name, given, of, state)
+    complex_mean(of, state, "moments", given.mean)
+    return given
 
 
 def same_shape(name: str, given: Any, other: str, like: Any) -> Moments:

@@ -13,7 +13,6 @@ from jax import Array
 from jaxbn.backends import dispatch
 from jaxbn.core import checks, options, values
 from jaxbn.core.activation import function_of
-from jaxbn.core.records import Rule as Bound
 from jaxbn.core.save import check_mode
 
 Rule = Callable[[str, Any], Any]
@@ -27,7 +26,7 @@ def array(x: Any) -> Array:
     return x if whole else checks.array(x)
 
 
-def unless_none(rule: Rule) -> Rule:
+def _unless_none(rule: Rule) -> Rule:
     """A rule for an option that may be left out."""
 
     def optional(name, value):
@@ -78,11 +77,11 @@ _INITIALIZER = _function("It is called with a key, a shape and a type.")
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_FLAGS, options.flag),
-    "use_running_average": unless_none(options.flag),
+    "use_running_average": _unless_none(options.flag),
     "axis": _axis,
     "momentum": lambda _, value: options.momentum(value, debias=False),
     "epsilon": lambda _, value: options.epsilon(value),
-    "dtype": unless_none(options.inexact),
+    "dtype": _unless_none(options.inexact),
     "param_dtype": options.inexact,
     "bias_init": _INITIALIZER,
     "scale_init": _INITIALIZER,
@@ -90,8 +89,8 @@ _RULES: dict[str, Rule] = {
     "scale_metadata": _metadata,
     "promote_dtype": _function("It is called with a tuple of arrays."),
     "axis_name": lambda _, value: checks.axis_names(value),
-    "axis_groups": unless_none(options.groups),
-    "axis_index_groups": unless_none(options.groups),
+    "axis_groups": _unless_none(options.groups),
+    "axis_index_groups": _unless_none(options.groups),
     "activation": lambda _, value: function_of(value),
     "save": lambda _, value: check_mode(value),
     "implementation": lambda _, value: dispatch.choose(value),
@@ -119,11 +118,12 @@ def bound(name: str, value: Any) -> Any:
     """`r_max`, which is at least 1, or `d_max`, which is at least 0."""
     least = {"r_max": 1, "d_max": 0}[name]
     hint = "With r_max=1 and d_max=0 it is batch normalization."
-    right = Bound(lambda v: v >= least, f"at least {least}")
-    return options.numbers(name, value, *right, hint=hint)
+    return options.numbers(
+        name, value, lambda v: v >= least, f"at least {least}", hint=hint
+    )
 
 
 def bound_or_schedule(name: str, value: Any) -> None:
     """Refuses what is neither a bound nor a function of the number of updates."""
-    if not callable(value) or isinstance(value, type):
+    if not values.is_function(value):
         bound(name, value)

@@ -12,11 +12,12 @@ from jax import Array
 from jaxbn.core.values import (
     integer,
     is_deleted,
+    is_function,
     is_single,
     is_traced,
+    require,
     several,
     shown,
-    wrong,
 )
 
 _ARRAYS = (np.number, np.ndarray, Array)
@@ -124,7 +125,7 @@ def groups(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
 
 def function(name: str, value: Any, *, hint: str) -> Any:
     """Something that is called, and no class."""
-    if not callable(value) or isinstance(value, type):
+    if not is_function(value):
         raise TypeError(f"`{name}` must be a function, got {shown(value)}. {hint}")
     return value
 
@@ -156,9 +157,7 @@ def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -
 
     Args:
         name, value: of the argument; may be traced.
-        right: from values to whether they are right.
-        requirement: what they must be, as "in [0, 1]".
-        hint: what to do, a sentence.
+        right, requirement, hint: as in `jaxbn.core.values.require`.
     """
     kind = getattr(value, "dtype", type(value))
     if type(value) in (int, float):
@@ -170,9 +169,7 @@ def numbers(name: str, value: Any, right: Any, requirement: str, *, hint: str) -
         raise TypeError(f"`{name}` must be a number, got {shown(value)}. {hint}")
     if jnp.iscomplexobj(value):
         raise TypeError(f"`{name}` must be real, got {shown(value)}. {hint}")
-    bad = wrong(value, right)
-    if bad is not None:
-        raise ValueError(f"`{name}` must be {requirement}, got {bad!r}. {hint}")
+    require(name, value, right, requirement, hint=hint)
     return value
 
 

@@ -52,7 +52,7 @@ STATE = Kind(
     },
     "Restore an earlier state; `skip_nonfinite=True` keeps such batches out of it.",
 )
-STEPS = STATE._replace(
+_STEPS = STATE._replace(
     create="Create them with `init_timestep_state(max_steps, num_features)`."
 )
 MOMENTS = Kind(
@@ -100,22 +100,17 @@ def record(name: str, given: Any, kind: Kind = STATE) -> Any:
             )
         if field in kind.rules:
             rule = kind.rules[field]
-            bad = values.wrong(value, rule.right)
-            if bad is not None:
-                raise ValueError(
-                    f"`{name}.{field}` must be {rule.requirement}, got {bad!r}. "
-                    f"{kind.repair}"
-                )
+            values.require(f"{name}.{field}", value, *rule, hint=kind.repair)
     return kind.of(**fields)
 
 
 def of_steps(name: str, states: Any) -> BatchNormState:
     """Statistics for each time step, checked."""
-    states = record(name, states, STEPS)
+    states = record(name, states, _STEPS)
     if states.mean.ndim < 2:
         raise ValueError(
             f"`{name}` must have shape (steps, channels), got {states.mean.shape}. "
-            f"{STEPS.create}"
+            f"{_STEPS.create}"
         )
     return states
 

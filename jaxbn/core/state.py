@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxbn.core import checks, options, placement, values
+from jaxbn.core.records import record
 from jaxbn.core.types import BatchNormState, Moments
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)
@@ -89,7 +90,8 @@ def update(
         Array([2.], dtype=float32)
     """
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
-    return updated(*checks.update(state, moments), how)
+    state = record("state", state)
+    return updated(state, checks.moments_of(state, moments), how)
 
 
 class Average(NamedTuple):
@@ -118,10 +120,7 @@ def updated(state: BatchNormState, moments: Moments, how: Average) -> BatchNormS
     moments, state = placement.alike((moments, given))
     freedom = moments.count - 1 if how.unbiased else moments.count
     var = moments.m2 / jnp.maximum(freedom, 1)
-    taken = moments.count > 0
-    if how.skip_nonfinite:
-        finite = jnp.isfinite(moments.mean) & jnp.isfinite(moments.m2)
-        taken &= jnp.all(finite | ~taken)
+    taken = where_counted(moments.count > 0, how, moments.mean, moments.m2)
     count = state.count + 1
     weight = weight_of_new(how, count.astype(var.dtype))
 
@@ -137,6 +136,14 @@ def updated(state: BatchNormState, moments: Moments, how: Average) -> BatchNormS
         jnp.where(taken, count, state.count).astype(state.count.dtype),
     )
     return BatchNormState(*map(placement.like, new, given))
+
+
+def where_counted(seen: Array, how: Average, mean: Array, spread: Array) -> Array:
+    """Where a batch has values, or nowhere if one is not finite and may not count."""
+    if not how.skip_nonfinite:
+        return seen
+    finite = jnp.isfinite(mean) & jnp.isfinite(spread)
+    return seen & jnp.all(finite | ~seen)
 
 
 def weight_of_new(how: Average, count: Array) -> Array | float:

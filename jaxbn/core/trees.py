@@ -36,19 +36,19 @@ def with_moments(states: Any, moments: Any, name: str = "moments") -> Any:
     """Moments that fit the states of a tree.
 
     Args:
-        states: a tree of states.
+        states: a tree of states, from `of_states`.
         moments: a tree of moments.
         name: of the moments.
 
     Raises:
-        TypeError: if something else is in one of the trees.
+        TypeError: if something else is in the tree.
         ValueError: if structures or shapes differ.
     """
     same_structure(name, moments, "states", states, hint=_HINT)
 
     def one(path, state, moments):
-        names = f"states{keystr(path)}", name + keystr(path)
-        return checks.update(state, moments, names=names)[1]
+        names = {"name": name + keystr(path), "of": f"states{keystr(path)}"}
+        return checks.moments_of(state, moments, **names)
 
     return jax.tree_util.tree_map_with_path(one, states, moments, is_leaf=_is_whole)
 

@@ -9,7 +9,7 @@ import contextlib
 import operator
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,27 @@ def wrong(value: Any, right: Callable[[np.ndarray], Any]) -> Any:
         return None
     found = values[~np.asarray(right(values), bool)]
     return found[0].item() if found.size else None
+
+
+def require(
+    name: str, value: Any, right: Callable, requirement: str, *, hint: str
+) -> None:
+    """Refuses values for which `right` is false, where they are known.
+
+    Args:
+        name, value: of the argument.
+        right: from values to whether they are right.
+        requirement: what they must be, as "in [0, 1]".
+        hint: what to do, a sentence.
+    """
+    bad = wrong(value, right)
+    if bad is not None:
+        raise ValueError(f"`{name}` must be {requirement}, got {bad!r}. {hint}")
+
+
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
+    """Whether this is called with values, as a class is not."""
+    return callable(value) and not isinstance(value, type)
 
 
 def integer(value: Any) -> int | None:

@@ -10,7 +10,7 @@ from jax import lax
 from jaxbn.core import options, trees
 from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
-from jaxbn.core.state import update
+from jaxbn.core.state import average_of, updated
 from jaxbn.core.types import AxisName, Moments
 from jaxbn.core.values import is_single, shown
 
@@ -81,7 +81,7 @@ def recalibrate(
     )
     passes = options.whole("passes", passes, hint=hint)
     members = group_of(axis_name, None)
-    unbiased = options.flag("unbiased", unbiased)
+    how = average_of(0.0, True, unbiased, False)
     if options.flag("scan", scan):
         total, batches = _total_of_scan, _listed(batches)
     else:
@@ -96,7 +96,7 @@ def recalibrate(
         if members is not None:
             moments = trees.over(lambda m: _shared(m, members), moments)
         states = trees.over(
-            lambda state, m: update(state, m, momentum=0.0, unbiased=unbiased),
+            lambda state, m: updated(state, m, how),
             states,
             moments,
         )

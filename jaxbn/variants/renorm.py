@@ -15,7 +15,7 @@ from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
 from jaxbn.core.records import COUNT, FINITE, STATE, Kind, Rule, record
-from jaxbn.core.state import Average, average_of, weight_of_new
+from jaxbn.core.state import Average, average_of, weight_of_new, where_counted
 from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState
 
 
@@ -213,9 +213,7 @@ def _correction(sigma, distance, old: RenormState, r_max, d_max):
 
 
 def _moved(state: RenormState, distance, sigma, seen, how: Average) -> RenormState:
-    if how.skip_nonfinite:
-        finite = jnp.isfinite(distance) & jnp.isfinite(sigma)
-        seen &= jnp.all(finite | ~seen)
+    seen = where_counted(seen, how, distance, sigma)
     distance, sigma, old = placement.alike((distance, sigma, state))
     count = old.count + 1
     rate = weight_of_new(how, count.astype(sigma.dtype))
