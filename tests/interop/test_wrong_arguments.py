@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import wrong_values
 from extras import needs
 from flax import linen as nn
 from flax import nnx
@@ -31,57 +32,21 @@ LAYER = interop.Layer(jaxbn.init_state(3), jnp.ones(3), jnp.zeros(3))
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
 
-class Foreign:
-    """An object that answers every question, wrongly."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return 3
-
-
-def deleted():
-    array = jnp.ones(3)
-    array.delete()
-    return array
-
-
 WRONG = {
-    "none": None,
-    "true": True,
-    "int": 7,
-    "negative": -3,
-    "float": 2.5,
-    "nan": float("nan"),
-    "infinite": float("inf"),
-    "complex": 1j,
-    "string": "wrong",
-    "bytes": b"wrong",
+    **wrong_values.WRONG,
     "path": pathlib.Path("wrong"),
-    "list": [],
-    "dict": {},
-    "tuple": (),
     "nested": {"a": {"b": {"c": 1}}},
     "leaf": {"batch_stats": 3, "params": None},
     "list of strings": ["a", "b"],
-    "ragged": [[1.0], [1.0, 2.0]],
     "array": np.ones(3),
-    "matrix": np.ones((2, 3)),
-    "wrong size": np.ones(5, np.float32),
     "no values": np.zeros((0, 3)),
-    "bool array": np.ones(3, bool),
-    "text array": np.array(["a", "b"]),
-    "objects": np.array([None, {}], object),
     "nan array": np.full((4, 3), np.nan, np.float32),
     "int array": np.ones((4, 3), int),
     "list of arrays": [np.ones((4, 5), np.float32)],
     "list of nan": [np.full((4, 3), np.nan, np.float32)],
-    "abstract": jax.ShapeDtypeStruct((3,), np.float32),
-    "deleted": deleted(),
     "key": jax.random.key(0),
     "class": nnx.BatchNorm,
     "function": lambda *_, **__: 3,
-    "foreign": Foreign(),
     "linen": nn.BatchNorm(),
     "dense": nn.Dense(3),
     "renorm": jaxbn.nnx.BatchRenorm(3, rngs=nnx.Rngs(0)),
