@@ -39,11 +39,8 @@ def __getattr__(name: str):
     # Imported when first asked for: most of them need flax, and that takes a second.
     if name in _MODULES:
         return importlib.import_module(f"jaxbn.{name}")
-    hint = ""
-    if name.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d", "Renorm")):
-        hint = (
-            " Modules are in `jaxbn.linen` and `jaxbn.nnx`, as `jaxbn.nnx.BatchNorm`."
-        )
+    is_layer = name.rstrip("123d").endswith(("Norm", "Renorm"))  # of any library
+    hint = " Modules are in `jaxbn.linen` and `jaxbn.nnx`." if is_layer else ""
     raise AttributeError(f"module 'jaxbn' has no attribute {name!r}.{hint}")
 
 

@@ -186,7 +186,7 @@ def epsilon(value: Any) -> float:
     if is_traced(value) or not is_single(value):
         raise TypeError(
             f"`epsilon` must be a Python number, got {shown(value)}. It is a constant "
-            "of the compiled program."
+            "of the compiled program: bind it with `functools.partial`."
         )
     limits = np.finfo(np.float32)
     return float(
