@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from experiments import supervise
 from experiments.errors import UserError
 
 
@@ -92,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(_usage())
         return 0
+    if supervise.wanted(options):
+        return supervise.supervise([name, *options])
+    supervise.end_with_parent()
     try:
         return _run(name, options)
     except UserError as error:

@@ -3,7 +3,6 @@
 Run: python -m experiments run all --preset quick      (about 20 minutes on 2 cores)
 """
 
-import json
 import math
 import shlex
 import sys
@@ -11,17 +10,18 @@ import time
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments import environment
+from experiments import checksums, environment, records
 from experiments.claims import chosen
 from experiments.config import check_new
 from experiments.errors import MAKE_ROOM, UserError, writing
 from experiments.interrupt import Interrupt
 from experiments.lab import schema, splits, store
 from experiments.lab.experiment import Experiment, Setting
+from experiments.lock import locked
 from experiments.progress import StepProgress
 from experiments.workers import Workers
 
@@ -53,11 +53,16 @@ class RunConfig:
 def main(config: RunConfig) -> int:
     """Runs the experiments, writes and prints the verdicts, returns the exit code."""
     wanted = _checked(config)
-    if config.resume:
-        _check_unchanged(config)
-    else:
-        check_new(config.out)
-        _begin(config)
+    with locked(config.out):
+        if config.resume:
+            _check_unchanged(config)
+        else:
+            check_new(config.out)
+            _begin(config)
+        return _study(config, wanted)
+
+
+def _study(config: RunConfig, wanted: list[Experiment]) -> int:
     with Interrupt() as interrupt:
         try:
             left = _measure(config, wanted, interrupt)
@@ -81,8 +86,9 @@ def stored(config: RunConfig) -> RunConfig:
     path = config.out / "config.json"
     advice = "Start a new run without `--resume`, in another `--out`."
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        checksums.check(config.out, path.name)
+        content = records.read(path, dict[str, Any])
+    except records.DamagedError as error:
         raise UserError(
             f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
         ) from error
