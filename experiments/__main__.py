@@ -5,6 +5,7 @@ included (one line on stderr), 3 another process was lost, 4 a check failed, 5 o
 time (what finished is kept), 130 interrupted.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,18 @@ COMMANDS = {
 }
 
 
+# What a file system refuses, wherever that is found out.
+_REFUSED = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
 _AT_SCALE = Command("experiments.scale.train", "ScaleConfig", "")
 _DIGITS = "digits"
 
@@ -100,6 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(name, options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        what = f"'{error.filename}'" if error.filename else "All files"
+        print(
+            f"error: {what} must be readable and writable, but: {error.strerror}. "
+            "Make room or change the permissions, then try again.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -14,7 +14,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import msgspec
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from experiments import checksums, records
 from experiments.errors import MAKE_ROOM, UserError, unwritable
@@ -89,8 +88,7 @@ def save(run: Identity[Data], step: int, state: Any, data: Data, *, keep: int) -
             raise
         reason = unwritable(run.out, first_line(error), advice=MAKE_ROOM)
         raise SaveError(str(reason)) from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("saved")
+    processes.wait_for_all("saved")
 
 
 def restore_newest(run: Identity[Data], like: State) -> Saved[State, Data] | None:

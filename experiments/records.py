@@ -1,5 +1,7 @@
 """Reads the JSON files of a run, and believes only what has the expected form."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,22 +29,20 @@ def read(path: Path, kind: type[T]) -> T:
     Raises:
         DamagedError: if it is not there, or holds something else.
     """
-    try:
+    with _whole(path):
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise DamagedError(
-            f"'{path}' must be readable, but: {error.strerror}."
-        ) from error
-    except _DAMAGED as error:
-        raise DamagedError(f"'{path}' must be whole, but: {_reason(error)}.") from error
+
+
+def text(path: Path) -> str:
+    """Returns what a text file holds; `DamagedError` if that is not text."""
+    with _whole(path):
+        return path.read_text(encoding="utf-8")
 
 
 def converted(value: Any, kind: type[T], *, name: str) -> T:
     """Returns `value`, of JSON, as `kind`; `DamagedError` if it is something else."""
-    try:
+    with _whole(name):
         return msgspec.convert(value, kind)
-    except _DAMAGED as error:
-        raise DamagedError(f"{name} must be whole, but: {_reason(error)}.") from error
 
 
 def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
@@ -51,15 +51,32 @@ def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
     Returns:
         The rows, and what is wrong with the one after them. That is nothing if there
         is none, or only the beginning of one: the writer was killed.
+
+    Raises:
+        DamagedError: if there is no such file.
     """
     rows: list[T] = []
-    *whole, _ = path.read_bytes().split(b"\n")
+    with _whole(path):
+        *whole, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(whole, 1):
         try:
             rows.append(msgspec.json.decode(line, type=kind))
         except _DAMAGED as error:
             return rows, f"line {number}: {_reason(error)}"
     return rows, ""
+
+
+@contextlib.contextmanager
+def _whole(name: Path | str) -> Iterator[None]:
+    name = f"'{name}'" if isinstance(name, Path) else name
+    try:
+        yield
+    except OSError as error:
+        raise DamagedError(
+            f"{name} must be readable, but: {error.strerror}."
+        ) from error
+    except _DAMAGED as error:
+        raise DamagedError(f"{name} must be whole, but: {_reason(error)}.") from error
 
 
 def _reason(error: Exception) -> str:

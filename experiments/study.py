@@ -10,7 +10,7 @@ import time
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -87,16 +87,11 @@ def stored(config: RunConfig) -> RunConfig:
     advice = "Start a new run without `--resume`, in another `--out`."
     try:
         checksums.check(config.out, path.name)
-        content = records.read(path, dict[str, Any])
+        content = schema.load(path)
     except records.DamagedError as error:
         raise UserError(
-            f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
+            f"`--out` must hold a run to resume, but: {error} {advice}"
         ) from error
-    for problem in schema.problems(path.name, content):
-        raise UserError(
-            f"'{path}' must hold the options of a run, but does not: {problem}. "
-            f"{advice}"
-        )
     names, data_dir = tuple(content["names"]), content["data_dir"]
     given = {"names": names, "data_dir": data_dir and Path(data_dir)}
     return RunConfig(**(content | given), out=config.out)

@@ -26,6 +26,8 @@ def report(
     if lower is None:
         return step
     compiled = lower(state, batch).compile()
+    # One that compiles longer must not be missed when the first step connects all.
+    processes.wait_for_all("compiled")
     if processes.is_first():
         with writing(out, advice=MAKE_ROOM):
             files.write_json(out / "memory.json", describe(compiled))

@@ -88,6 +88,12 @@ def gather(text: str) -> list[str]:
     ]
 
 
+def wait_for_all(name: str) -> None:
+    """Returns when all processes have come to the place called `name`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def agree(value: int) -> int:
     """Returns the `value` of process 0."""
     return json.loads(gather(json.dumps(value))[0])
