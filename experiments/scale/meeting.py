@@ -7,6 +7,7 @@ until every other one has said its number, and tells all that they may begin or 
 
 import contextlib
 import errno
+import os
 import socket
 import time
 from typing import NamedTuple, TypeVar
@@ -16,7 +17,7 @@ import msgspec
 from experiments.errors import UserError
 
 _FOR_ALL_TO_COME = 120.0
-_FOR_A_WORD = 10.0
+_FOR_A_WORD = 5.0
 _LONGEST_WORD = 4096
 
 Word = TypeVar("Word", bound=msgspec.Struct)
@@ -105,8 +106,8 @@ def _server(here: Place) -> socket.socket:
             raise UserError(reason) from error
         raise UserError(
             "`--coordinator` must name a free port on the machine of process 0, got "
-            f"{here.host}:{here.port}: {error.strerror}. Pass another one to all "
-            "processes."
+            f"{here.host}:{here.port}: {os.strerror(error.errno or 0)}. Pass another "
+            "one to all processes."
         ) from error
 
 

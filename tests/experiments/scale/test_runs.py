@@ -55,7 +55,7 @@ def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
-def differing(out, cache, *flags, common=None, **options):
+def differing(out, cache, /, *flags, common=None, **options):
     """Two processes, the second with other options: exit codes and last lines."""
     both = {"second": (flags, options), **(common or {})}
     codes, errors = end(*start_all(out, cache, processes=2, **both), timeout=60)
