@@ -116,7 +116,7 @@ def test_a_row_that_cannot_be_written_is_one_line(buffering, tmp_path):
     def fill():
         with writer(tmp_path) as opened:
             opened._files["metrics"].close()
-            full = Path("/dev/full").open("a", buffering=buffering)
+            full = Path("/dev/full").open("a", buffering=buffering)  # noqa: SIM115
             opened._files["metrics"] = full
             opened.write("metrics", 1, {"loss": 1})
 
