@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import experiments
 import jaxbn
 from experiments import environment
 from experiments.errors import UserError, writing
@@ -21,7 +22,6 @@ from experiments.scale.sources import open_source
 
 # Paths may differ between machines; what lies there is compared instead.
 _OWN = ("coordinator", "process_id", "out", "data_dir", "compilation_cache")
-_TOP = Path(__file__).parents[2]
 _SOME = 16
 _FOR_A_FILE = 5.0  # seconds that a network file system may need to show a file
 
@@ -52,9 +52,9 @@ def options(config: ScaleConfig) -> dict[str, object]:
 def program() -> dict[str, object]:
     """Returns what computes: the code, its packages, and the settings of JAX."""
     found = environment.describe()
-    return {
+    versions = found["packages"].items()
+    return {f"The version of {name}": version for name, version in versions} | {
         "The code of jaxbn": _code(),
-        "The packages": found["packages"],
         "The backend of JAX": found["backend"],
         "JAX_ENABLE_X64": found["x64"],
         "JAX_DEFAULT_MATMUL_PRECISION": found["matmul_precision"],
@@ -106,12 +106,9 @@ def _find(path: Path, wanted: str) -> None:
 
 
 def _code() -> str:
-    files = (path for part in ("jaxbn", "experiments") for path in _python(_TOP / part))
     total = hashlib.sha256()
-    for path in sorted(files):
-        total.update(str(path.relative_to(_TOP)).encode() + path.read_bytes())
+    for package in (jaxbn, experiments):
+        top = Path(str(package.__file__)).parent
+        for path in sorted(top.rglob("*.py")):
+            total.update(str(path.relative_to(top)).encode() + path.read_bytes())
     return total.hexdigest()[:12]
-
-
-def _python(folder: Path):
-    return folder.rglob("*.py")

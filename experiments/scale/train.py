@@ -100,7 +100,8 @@ def _claim_directory(
         run = make_run(config)
         # Data that cannot be read must not leave a directory that is in use.
         streams = run.open_data()
-    agreement.check_same({"The data": agreement.data(config)})
+        some = agreement.data(config)
+    agreement.check_same({"The data": some})
     with processes.all_or_none():
         if processes.is_first() and not begun:
             environment.begin(config.out, to_json(config))
