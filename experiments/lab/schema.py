@@ -17,26 +17,21 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
 
-class Row(_Strict):
-    """A line of `runs.jsonl`: one arm, cell and start of an experiment."""
+class Measured(_Strict):
+    """A row of a part: one cell and start of an arm."""
+
+    arm: str
+    cell: dict[str, Number | str]
+    start: int
+    metrics: dict[str, Number | None]
+    series: dict[str, list[Number | list | None]]
+
+
+class Row(Measured):
+    """A line of `runs.jsonl`: a row, and the experiment that it is of."""
 
     schema: Literal[1]
     experiment: str
-    arm: str
-    cell: dict[str, Number | str]
-    start: int
-    metrics: dict[str, Number | None]
-    series: dict[str, list[Number | list | None]]
-
-
-class Measured(_Strict):
-    """A line of a part: as `Row`, within its experiment."""
-
-    arm: str
-    cell: dict[str, Number | str]
-    start: int
-    metrics: dict[str, Number | None]
-    series: dict[str, list[Number | list | None]]
 
 
 class Part(_Strict):
