@@ -107,9 +107,15 @@ def wait_for_step(running, step):
 
 def wait_for_a_save(out, running):
     """Looks until a checkpoint is being written, or the process has ended."""
+
+    def unfinished():
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        return {name for name in names if not name.isdecimal()}
+
     folder, begin = out / "checkpoints", time.monotonic()
+    before = unfinished()  # what a kill has left
     while running.poll() is None and time.monotonic() - begin < 120:
-        if folder.is_dir() and any(not p.name.isdecimal() for p in folder.iterdir()):
+        if unfinished() - before:
             return
         time.sleep(0.001)
 
