@@ -73,7 +73,10 @@ def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
     if problems:
         return problems
     loaded["summary.csv"] = _cells(loaded["summary.csv"])
-    effects, verdicts = store.conclude(wanted, rows, config)
+    try:
+        effects, verdicts = store.conclude(wanted, rows, config)
+    except (LookupError, TypeError, ValueError) as error:
+        return [f"runs.jsonl: no verdicts follow from it: {error!r:.200}"]
     again = {
         "summary.csv": _cells(store.summary(lines)),
         "effects.json": effects,
@@ -116,7 +119,7 @@ def _load(path: Path) -> Any:
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines()]
         return json.loads(text) if path.suffix == ".json" else text
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"`DIR` must hold the files of a run, but '{path}' cannot be read: "
             f"{error}. Make one with: python -m experiments run."

@@ -23,6 +23,7 @@ class Mapping(NamedTuple):
 
 
 NUMBER = (int, float)
+_LARGEST = 1e300
 _VERDICT = {
     "claim": str,
     "experiment": str,
@@ -52,7 +53,19 @@ FILES: dict[str, Any] = {
         "seed": int,
         "data_dir": Optional(str),
     },
-    "environment.json": Mapping(object),
+    "environment.json": {
+        "python": str,
+        "system": str,
+        "machine": str,
+        "cpu_count": Optional(int),
+        "jaxbn": str,
+        "packages": Mapping(Optional(str)),
+        "backend": str,
+        "devices": [str],
+        "matmul_precision": Optional(str),
+        "x64": bool,
+        "git": Optional({"commit": str, "dirty": bool}),
+    },
     "runs.jsonl": [
         {
             "schema": {SCHEMA},
@@ -102,9 +115,11 @@ def _problems(value: Any, spec: Any, where: str) -> Iterator[str]:
 
 def _is(value: Any, spec: Any) -> bool:
     if isinstance(spec, set):
-        return value in spec
+        return value in list(spec)
     if isinstance(spec, list | dict | Mapping):
         return False
+    if isinstance(value, int | float) and not abs(value) < _LARGEST:
+        return False  # JSON of Python has NaN and integers that no float holds
     flag = isinstance(value, bool) and spec not in (bool, object)
     return isinstance(value, spec) and not flag
 
