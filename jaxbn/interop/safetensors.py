@@ -45,7 +45,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         path: the file.
 
     Returns:
-        NumPy arrays.
+        NumPy arrays, in the order of the header.
 
     Raises:
         ImportError: if the package safetensors is missing.
@@ -63,11 +63,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     file, library = _file(path), _library("safetensors")
     content = file.read_bytes()
     try:
-        entries = library.deserialize(content)
-        _refuse_doubled_names(content)
+        entries = dict(library.deserialize(content))
+        names = _names(content)
     except (library.SafetensorError, ValueError) as error:
         raise _damaged(path, error) from error
-    return {name: _read(path, name, **entry) for name, entry in entries}
+    return {name: _read(path, name, **entries[name]) for name in names}
 
 
 def write_safetensors(
@@ -143,8 +143,12 @@ def _damaged(path: Any, error: Exception) -> ValueError:
     )
 
 
-def _refuse_doubled_names(content: bytes) -> None:
-    """What the library does not refuse: of arrays with one name it takes the last."""
+def _names(content: bytes) -> list[str]:
+    """The names in a header that the library accepts, which gives them in any order.
+
+    Raises:
+        ValueError: if one occurs twice: of such arrays the library takes the last.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -152,7 +156,8 @@ def _refuse_doubled_names(content: bytes) -> None:
         return dict(pairs)
 
     end = 8 + int.from_bytes(content[:8], "little")
-    json.loads(content[8:end], object_pairs_hook=unique)
+    header = json.loads(content[8:end], object_pairs_hook=unique)
+    return [name for name in header if name != "__metadata__"]
 
 
 def _file(path: Any) -> Path:

@@ -171,6 +171,12 @@ def test_damaged_files_are_refused(tmp_path, content):
         interop.read_safetensors(tmp_path / "w")
 
 
+def test_arrays_come_in_the_order_of_the_header(tmp_path):
+    names = list("qwertyuiopasdfgh")
+    (tmp_path / "w").write_bytes(file({n: entry((0,), (0, 0)) for n in names}))
+    assert list(interop.read_safetensors(tmp_path / "w")) == names
+
+
 def test_a_path_and_arrays_are_asked_for(tmp_path):
     for read in (
         interop.read_safetensors,
