@@ -5,11 +5,13 @@ included (one line on stderr), 3 another process was lost, 4 a check failed, 5 o
 time (what finished is kept), 130 interrupted.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from experiments import supervise
 from experiments.errors import UserError
 
 
@@ -80,6 +82,18 @@ COMMANDS = {
 }
 
 
+# What a file system refuses, wherever that is found out.
+_REFUSED = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
 _AT_SCALE = Command("experiments.scale.train", "ScaleConfig", "")
 _DIGITS = "digits"
 
@@ -92,10 +106,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(_usage())
         return 0
+    if supervise.wanted(options):
+        return supervise.supervise([name, *options])
+    supervise.end_with_parent()
     try:
         return _run(name, options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        what = f"'{error.filename}'" if error.filename else "All files"
+        print(
+            f"error: {what} must be readable and writable, but: {error.strerror}. "
+            "Make room or change the permissions, then try again.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,136 +1,191 @@
-"""Saves a run so that it can go on bit for bit, and trusts no file when it does."""
+"""Saves a run so that it goes on bit for bit, and never trusts a file when it does.
+
+`checkpoints/STEP` is written by Orbax, all processes together, under another name until
+it is whole; `checksums/STEP.json` follows it. What does not match its checksums is put
+aside and the one before is used, so a kill at any time costs steps and nothing else.
+"""
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
-import numpy as np
+import msgspec
 import orbax.checkpoint as ocp
 
-from experiments import files
-from experiments.errors import UserError
-from experiments.loop import TrainState
-from experiments.run import Run
+from experiments import checksums, records
+from experiments.errors import MAKE_ROOM, UserError, unwritable
+from experiments.scale import processes
 
-_KIND = "experiments train, version 1"
-_ADVICE = "Put a copy of it back, or start a new run in another `--out`."
+State = TypeVar("State")
+Data = TypeVar("Data")
+
+_KIND = "experiments train, version 2"
+_START_ANEW = "start a new run in another `--out`."
 
 
-def save(out: Path, run: Run, *, fingerprint: str) -> None:
-    """Adds the checkpoint of this step, then drops the one before.
+class Identity(NamedTuple, Generic[Data]):
+    """Which run the checkpoints of a directory belong to.
 
-    Args:
-        out: directory of the run, which gets `checkpoints` and `checksums.json`.
-        run: at a step that has no checkpoint yet.
-        fingerprint: of the options of the run.
+    Attributes:
+        out: the directory.
+        fingerprint: of the options.
+        data: type of what is stored beside the arrays, a `msgspec.Struct`.
     """
-    about = {
-        "kind": _KIND,
-        "fingerprint": fingerprint,
-        "rows": run.rows,
-        "train_seconds": run.train_seconds,
-        "compile_seconds": run.compile_seconds,
-    }
-    items = ocp.args.Composite(
-        states=ocp.args.StandardSave(jax.device_get(run.states)),
-        about=ocp.args.JsonSave(about),
-    )
-    with quiet(), manager(out, max_to_keep=1) as saver:
-        saver.save(run.step, args=items)
-    sums = {"step": run.step, "sha256": checksums(_folder(out, run.step))}
-    files.write_json(out / "checksums.json", sums)
+
+    out: Path
+    fingerprint: str
+    data: type[Data]
 
 
-def restore(out: Path, like: dict[str, TrainState], *, fingerprint: str) -> Run:
-    """Returns the run of the latest checkpoint, after checking all of it.
+class Saved(NamedTuple, Generic[State, Data]):
+    """A checkpoint.
 
-    Nothing is written. A checkpoint that is missing, broken, or of another run is a
-    `UserError`.
-
-    Args:
-        out: directory of the run.
-        like: states with the expected names, shapes and dtypes.
-        fingerprint: of the options of the run.
+    Attributes:
+        state: the arrays, placed like those it was asked for.
+        data: what was stored beside them.
     """
-    try:
-        step = latest_step(out)
-        _verify(out, step)
-        about, states = _read(out, step, like)
-    except Exception as error:  # whatever a damaged file makes orbax raise
-        raise UserError(
-            f"The checkpoint in '{out}' must be readable, but is broken: "
-            f"{first_line(error)}. {_ADVICE}"
-        ) from error
-    if (about["kind"], about["fingerprint"]) != (_KIND, fingerprint):
-        raise UserError(
-            f"The checkpoint in '{out}' must be of a run with the options in "
-            f"config.json, but is of another one. {_ADVICE}"
-        )
-    seconds = about["train_seconds"], about["compile_seconds"]
-    return Run(states, about["rows"], *seconds)
+
+    state: State
+    data: Data
 
 
-def latest_step(out: Path) -> int:
-    """Returns the step of the latest checkpoint."""
-    with quiet(), manager(out, read_only=True) as saver:
-        step = saver.latest_step()
-    if step is None:
-        raise ValueError("no step was saved")
-    return step
+class SaveError(UserError):
+    """Nothing could be saved; what was saved before is whole."""
 
 
-def _verify(out: Path, step: int) -> None:
-    # Before orbax reads: it reads in threads, which complain on their own.
-    sums = json.loads((out / "checksums.json").read_text())
-    if sums["step"] < step:  # stopped after saving, before the checksums were written
+class _About(msgspec.Struct):
+    kind: str
+    fingerprint: str
+    data: dict[str, Any]
+    arrays: dict[str, str]
+
+
+def save(run: Identity[Data], step: int, state: Any, data: Data, *, keep: int) -> None:
+    """Adds the checkpoint of this step and drops all but the newest `keep`.
+
+    Called by all processes. If it fails the checkpoints before are as they were.
+
+    Raises:
+        SaveError: if `run.out` cannot be written.
+    """
+    if checksums.usable(run.out, step):
         return
-    found = checksums(_folder(out, step))
-    if sums != {"step": step, "sha256": found}:
-        wrong = {name for name, _ in sums["sha256"].items() ^ found.items()}
-        raise ValueError(f"{min(wrong, default=step)} does not match checksums.json")
-
-
-def _folder(out: Path, step: int) -> Path:
-    return out / "checkpoints" / str(step)
-
-
-def checksums(top: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file below `top`, by its path from there."""
-    return {
-        str(path.relative_to(top)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(top.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _read(
-    out: Path, step: int, like: dict[str, TrainState]
-) -> tuple[dict, dict[str, TrainState]]:
-    expected = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    about = _About(_KIND, run.fingerprint, msgspec.to_builtins(data), _arrays(state))
     items = ocp.args.Composite(
-        states=ocp.args.StandardRestore(expected), about=ocp.args.JsonRestore()
+        state=ocp.args.StandardSave(state),
+        about=ocp.args.JsonSave(msgspec.to_builtins(about)),
     )
-    with quiet(), manager(out, read_only=True) as saver:
-        found = saver.restore(step, args=items)
-    return found["about"], jax.tree.map(_as_expected, expected, found["states"])
+    try:
+        with _quiet(), _manager(run.out, max_to_keep=keep) as saver:
+            saver.save(step, args=items, force=True)
+        if processes.is_first():
+            checksums.write(run.out, step)
+    except Exception as error:  # Orbax passes on what the file system raises, wrapped
+        if processes.lost_another(error):
+            raise
+        reason = unwritable(run.out, first_line(error), advice=MAKE_ROOM)
+        raise SaveError(str(reason)) from error
+    processes.wait_for_all("saved")
 
 
-def _as_expected(expected: np.ndarray, found: Any) -> np.ndarray:
-    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
-        raise ValueError(
-            f"an array has shape {found.shape} and dtype {found.dtype} where "
-            f"{expected.shape} and {expected.dtype} belong"
+def restore_newest(run: Identity[Data], like: State) -> Saved[State, Data] | None:
+    """Returns the newest checkpoint that is whole, None if the run has none yet.
+
+    Called by all processes. Those that are not whole are put into `damaged`, with a
+    note on stderr.
+
+    Args:
+        run: which run it must be of.
+        like: shapes, dtypes and shardings of the state.
+
+    Raises:
+        UserError: if there are checkpoints, but none is whole or of this run.
+    """
+    found = -1
+    with processes.all_or_none():
+        if processes.is_first():
+            found = checksums.newest_usable(run.out)
+    found = processes.agree(found)
+    return None if found < 0 else _read_own(run, found, like)
+
+
+def read_newest(run: Identity[Data], like: State) -> Saved[State, Data]:
+    """Returns the newest whole checkpoint, and changes no file.
+
+    Raises:
+        UserError: if there is none, or it is not of this run.
+    """
+    for step in checksums.steps(run.out):
+        if checksums.usable(run.out, step):
+            return _read_own(run, step, like)
+    raise UserError(
+        f"`--out` must hold a run with a whole checkpoint, got '{run.out}'. "
+        "Train one first: python -m experiments train --config NAME."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Returns the message of `error`, short and without a period."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200].rstrip(".")
+
+
+def _read_own(run: Identity[Data], step: int, like: State) -> Saved[State, Data]:
+    try:
+        return _read(run, step, like)
+    except UserError:
+        raise
+    except Exception as error:
+        if processes.lost_another(error):
+            raise
+        raise UserError(
+            f"The checkpoint of step {step} in '{run.out}' must hold this run, but: "
+            f"{first_line(error)}. Put the right config.json back, or {_START_ANEW}"
+        ) from error
+
+
+def _read(run: Identity[Data], step: int, like: State) -> Saved[State, Data]:
+    with _quiet(), _manager(run.out, read_only=True) as saver:
+        about, data = _described(run, step, saver)
+        # Before Orbax finds out: it leaves threads behind when a shape does not fit.
+        found, expected = about.arrays, _arrays(like)
+        if found != expected:
+            name = min(
+                k for k in {*found, *expected} if found.get(k) != expected.get(k)
+            )
+            raise ValueError(
+                f"{name} is {found.get(name, 'not there')} where "
+                f"{expected.get(name, 'nothing')} belongs"
+            )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        values = saver.restore(step, args=items)["state"]
+    state = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(values))
+    return Saved(state, data)
+
+
+def _described(run: Identity[Data], step: int, saver: Any) -> tuple[_About, Data]:
+    items = ocp.args.Composite(about=ocp.args.JsonRestore())
+    name = f"The description of the checkpoint of step {step} in '{run.out}'"
+    raw = saver.restore(step, args=items)["about"]
+    about = records.converted(raw, _About, name=name)
+    if (about.kind, about.fingerprint) != (_KIND, run.fingerprint):
+        raise UserError(
+            f"The checkpoint of step {step} in '{run.out}' must be of a run with the "
+            "options in config.json, but is of another one. Put the right file back, "
+            f"or {_START_ANEW}"
         )
-    return np.asarray(found)
+    return about, records.converted(about.data, run.data, name=name)
 
 
-def manager(out: Path, **options: Any) -> ocp.CheckpointManager:
-    """Returns what reads and writes the checkpoints of a run."""
+def _arrays(state: Any) -> dict[str, str]:
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(p): f"{v.dtype}{list(v.shape)}" for p, v in leaves}
+
+
+def _manager(out: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         (out / "checkpoints").resolve(),
         options=ocp.CheckpointManagerOptions(
@@ -140,7 +195,7 @@ def manager(out: Path, **options: Any) -> ocp.CheckpointManager:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keeps Orbax from saying on stderr what is no concern of the user."""
     # Orbax warns that a directory opened for reading is only read, and tells of errors
     # that it raises as well.
@@ -151,9 +206,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def first_line(error: Exception) -> str:
-    """Returns the message of `error`, short and without a period."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")

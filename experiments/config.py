@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments import checksums, records
 from experiments.data import TRAIN_SIZES
 from experiments.errors import UserError, unwritable
 from experiments.options import parse
@@ -21,6 +22,7 @@ _LIMITS = {  # smallest and largest value of the whole numbers
     "eval_every": (1, 2**31 - 1),
     "seed": (0, 2**32 - 1),
 }
+Stored = dict[str, str | int | float | bool | None]  # what config.json holds
 _NOT_REMEMBERED = ("config", "out", "resume")
 
 
@@ -101,9 +103,10 @@ def stored(config: TrainConfig) -> TrainConfig:
             f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
         )
     try:
-        begun = _from_json(json.loads(path.read_text()))
+        checksums.check(config.out, path.name)
+        begun = _from_json(records.read(path, Stored))
         check(begun)
-    except (ValueError, OSError, UserError) as error:
+    except UserError as error:
         raise UserError(
             f"'{path}' must hold the options of a run, but does not: {error} {advice}"
         ) from error
@@ -113,7 +116,7 @@ def stored(config: TrainConfig) -> TrainConfig:
 def check_new(out: Path) -> None:
     """Raises `UserError` unless `out` is empty or not there yet."""
     try:
-        names = {path.name for path in out.iterdir()}
+        names = {path.name for path in out.iterdir() if path.name[0] != "."}
     except FileNotFoundError:
         return
     except OSError as error:
@@ -142,10 +145,10 @@ def check_unchanged(config: TrainConfig, begun: TrainConfig) -> None:
             )
 
 
-def _from_json(content: object) -> TrainConfig:
+def _from_json(content: Stored) -> TrainConfig:
     # Read as if it had been typed, so that the same kinds and choices are enforced.
     names = set(to_json(TrainConfig()))
-    if not isinstance(content, dict) or set(content) != names:
+    if set(content) != names:
         raise UserError(f"it must have the keys {', '.join(sorted(names))}.")
     typed = [f"{part}" for name in content for part in (_flag(name), content[name])]
     return parse(TrainConfig, typed, prog="python -m experiments train")

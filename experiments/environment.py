@@ -1,16 +1,16 @@
 """Says what a run was made with: versions, devices, commit; no host name, no path."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import jaxbn
-from experiments import files
+from experiments import checksums, files, records
 from experiments.errors import writing
 
 _PACKAGES = (
@@ -36,6 +36,7 @@ def describe() -> dict:
         "jaxbn": jaxbn.__version__,
         "packages": {name: _version(name) for name in _PACKAGES},
         "backend": jax.default_backend(),
+        "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "x64": jax.config.values["jax_enable_x64"],
@@ -49,17 +50,25 @@ def begin(out: Path, options: dict) -> None:
     Raises:
         UserError: if `out` cannot be written.
     """
+    names = ("config.json", "environment.json")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        files.write_json(out / "environment.json", describe())
-        files.write_json(out / "config.json", options)
+        try:
+            # This one first: a directory that has it can be continued.
+            files.write_json(out / names[0], options)
+            files.write_json(out / names[1], describe())
+            checksums.seal(out, names[0])
+        except OSError:
+            for name in names:
+                (out / name).unlink(missing_ok=True)
+            raise
 
 
 def is_that_of(path: Path) -> bool:
     """Tells whether `path` holds the description of this environment."""
     try:
-        return json.loads(path.read_text()) == describe()
-    except (OSError, ValueError):
+        return records.read(path, dict[str, Any]) == describe()
+    except records.DamagedError:
         return False
 
 

@@ -1,20 +1,28 @@
 """Writes what a finished run found: `curves.png`, `summary.json`, and a table."""
 
 import math
+import sys
 from pathlib import Path
 
 import jax
 
-from experiments import curves, files, summary, table
+from experiments import checksums, curves, files, summary, table
 from experiments.config import TrainConfig
 from experiments.data import Data
+from experiments.errors import UserError
 from experiments.run import Run
 
 _LAST = "summary.json"
+_ALL = ("metrics.jsonl", "curves.png", _LAST)
 
 
 def written(out: Path) -> bool:
-    """Tells whether the results in `out` are complete."""
+    """Tells whether the results in `out` are complete and as they were written."""
+    try:
+        checksums.check(out, *_ALL)
+    except UserError as error:
+        print(f"note: {error} The results are written again.", file=sys.stderr)
+        return False
     return (out / _LAST).exists()
 
 
@@ -26,6 +34,7 @@ def write(config: TrainConfig, run: Run, data: Data) -> str:
         config.out / "curves.png", curves.draw(arms, title=_title(config))
     )
     files.write_json(config.out / _LAST, _as_json(arms))
+    checksums.seal(config.out, *_ALL)
     return "\n".join(
         [
             _title(config),

@@ -3,7 +3,17 @@
 import math
 from dataclasses import dataclass, field
 
+import msgspec
+
 from experiments.loop import Scores, TrainState
+
+
+class Measured(msgspec.Struct):
+    """What a checkpoint holds beside the states: fields of `Run`."""
+
+    rows: list[dict[str, str | int | float | None]]
+    train_seconds: dict[str, float]
+    compile_seconds: dict[str, float]
 
 
 @dataclass

@@ -3,7 +3,6 @@
 Run: python -m experiments run all --preset quick      (about 20 minutes on 2 cores)
 """
 
-import json
 import math
 import shlex
 import sys
@@ -15,13 +14,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments import environment
+from experiments import checksums, environment, records
 from experiments.claims import chosen
 from experiments.config import check_new
 from experiments.errors import MAKE_ROOM, UserError, writing
 from experiments.interrupt import Interrupt
 from experiments.lab import schema, splits, store
 from experiments.lab.experiment import Experiment, Setting
+from experiments.lock import locked
 from experiments.progress import StepProgress
 from experiments.workers import Workers
 
@@ -53,11 +53,16 @@ class RunConfig:
 def main(config: RunConfig) -> int:
     """Runs the experiments, writes and prints the verdicts, returns the exit code."""
     wanted = _checked(config)
-    if config.resume:
-        _check_unchanged(config)
-    else:
-        check_new(config.out)
-        _begin(config)
+    with locked(config.out):
+        if config.resume:
+            _check_unchanged(config)
+        else:
+            check_new(config.out)
+            _begin(config)
+        return _study(config, wanted)
+
+
+def _study(config: RunConfig, wanted: list[Experiment]) -> int:
     with Interrupt() as interrupt:
         try:
             left = _measure(config, wanted, interrupt)
@@ -81,16 +86,12 @@ def stored(config: RunConfig) -> RunConfig:
     path = config.out / "config.json"
     advice = "Start a new run without `--resume`, in another `--out`."
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        checksums.check(config.out, path.name)
+        content = schema.load(path)
+    except records.DamagedError as error:
         raise UserError(
-            f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
+            f"`--out` must hold a run to resume, but: {error} {advice}"
         ) from error
-    for problem in schema.problems(path.name, content):
-        raise UserError(
-            f"'{path}' must hold the options of a run, but does not: {problem}. "
-            f"{advice}"
-        )
     names, data_dir = tuple(content["names"]), content["data_dir"]
     given = {"names": names, "data_dir": data_dir and Path(data_dir)}
     return RunConfig(**(content | given), out=config.out)

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
+import numpy as np
 
-from experiments import checkpoint, environment, files, results
+from experiments import checkpoint, checksums, environment, files, results
 from experiments.config import (
     TrainConfig,
     check,
@@ -23,12 +25,13 @@ from experiments.config import (
     to_json,
 )
 from experiments.data import Data, load
-from experiments.errors import ANOTHER, MAKE_ROOM, unwritable, writing
+from experiments.errors import MAKE_ROOM, writing
 from experiments.interrupt import Interrupt
+from experiments.lock import locked
 from experiments.loop import Loop, Scores, TrainState, optimizer
 from experiments.models import ResidualNet
 from experiments.progress import StepProgress
-from experiments.run import Run
+from experiments.run import Measured, Run
 from experiments.scale import processes
 
 __all__ = ["TrainConfig", "main", "stored"]
@@ -39,25 +42,34 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 def main(config: TrainConfig) -> int:
     """Trains, writes and prints the results, and returns the exit code."""
     check(config)
-    if config.resume:
-        check_unchanged(config, stored(config))
-    else:
-        check_new(config.out)
-    data = load(config.data, starts=config.starts, seed=config.seed)
-    loops = make_loops(config, data)
-    with Interrupt() as interrupt:
-        run = _resume(config, loops) if config.resume else _begin(config, loops)
-        if run.step == config.steps and results.written(config.out):
-            print(f"nothing left to do: the run took all of its {config.steps} steps")
-            return 0
-        try:
-            _train(config, loops, run, interrupt)
-        except KeyboardInterrupt:
-            return _interrupted(config)
-        if run.step < config.steps:
-            return _interrupted(config)
-        with writing(config.out, advice=MAKE_ROOM):
-            print(results.write(config, run, data))
+    with locked(config.out):
+        if config.resume:
+            check_unchanged(config, stored(config))
+        else:
+            check_new(config.out)
+        data = load(config.data, starts=config.starts, seed=config.seed)
+        if not config.resume:
+            environment.begin(config.out, to_json(config))
+        loops = make_loops(config, data)
+        with Interrupt() as interrupt:
+            return _session(config, data, loops, interrupt)
+
+
+def _session(
+    config: TrainConfig, data: Data, loops: dict[str, Loop], interrupt: Interrupt
+) -> int:
+    run = _begin(config, loops)
+    if run.step == config.steps and results.written(config.out):
+        print(f"nothing left to do: the run took all of its {config.steps} steps")
+        return 0
+    try:
+        _train(config, loops, run, interrupt)
+    except KeyboardInterrupt:
+        return _interrupted(config)
+    if run.step < config.steps:
+        return _interrupted(config)
+    with writing(config.out, advice=MAKE_ROOM):
+        print(results.write(config, run, data))
     return 0
 
 
@@ -69,17 +81,16 @@ def make_loops(config: TrainConfig, data: Data) -> dict[str, Loop]:
 
 
 def _begin(config: TrainConfig, loops: dict[str, Loop]) -> Run:
-    run = Run({arm: loop.init(config.seed) for arm, loop in loops.items()})
-    with writing(config.out):
-        config.out.mkdir(parents=True, exist_ok=True)
-        _save(config, run, advice=ANOTHER)
-        environment.begin(config.out, to_json(config))
-    return run
-
-
-def _resume(config: TrainConfig, loops: dict[str, Loop]) -> Run:
-    like = {arm: loop.shapes() for arm, loop in loops.items()}
-    run = checkpoint.restore(config.out, like, fingerprint=fingerprint(config))
+    saved = None
+    if config.resume:
+        like = {arm: loop.shapes() for arm, loop in loops.items()}
+        as_numpy = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        saved = checkpoint.restore_newest(_identity(config), as_numpy)
+    if saved is None:
+        run = Run({arm: loop.init(config.seed) for arm, loop in loops.items()})
+        _save(config, run)
+        return run
+    run = Run(saved.state, **msgspec.structs.asdict(saved.data))
     unfinished = run.step < config.steps
     if unfinished and not environment.is_that_of(config.out / "environment.json"):
         note = "this environment differs from environment.json: last bits may differ"
@@ -87,21 +98,26 @@ def _resume(config: TrainConfig, loops: dict[str, Loop]) -> Run:
     return run
 
 
-def _save(config: TrainConfig, run: Run, *, advice: str = MAKE_ROOM) -> None:
+def _identity(config: TrainConfig) -> checkpoint.Identity[Measured]:
+    return checkpoint.Identity(config.out, fingerprint(config), Measured)
+
+
+def _save(config: TrainConfig, run: Run) -> None:
+    data = Measured(run.rows, run.train_seconds, run.compile_seconds)
+    states = jax.device_get(run.states)
     try:
-        checkpoint.save(config.out, run, fingerprint=fingerprint(config))
-        files.write_lines(config.out / "metrics.jsonl", run.rows)
-    except Exception as error:  # Orbax passes on what the file system raises, wrapped
-        refused = unwritable(config.out, checkpoint.first_line(error), advice=advice)
+        checkpoint.save(_identity(config), run.step, states, data, keep=2)
+        with writing(config.out, advice=MAKE_ROOM):
+            files.write_lines(config.out / "metrics.jsonl", run.rows)
+    except checkpoint.SaveError as error:
         # Orbax's threads would complain, at length, of an orderly end.
-        processes.leave(str(refused), code=2)
-        raise refused from error
+        processes.leave(str(error), code=2)
+        raise
 
 
 def _interrupted(config: TrainConfig) -> int:
-    step = checkpoint.latest_step(config.out)
     print(
-        f"interrupted at step {step}; continue with: "
+        f"interrupted at step {checksums.steps(config.out)[0]}; continue with: "
         f"python -m experiments train --resume --out {shlex.quote(str(config.out))}",
         file=sys.stderr,
     )

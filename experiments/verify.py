@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from experiments import checksums, records
 from experiments.claims import chosen
 from experiments.errors import UserError
 from experiments.lab import schema, store
@@ -48,14 +49,20 @@ def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
         unfinished: accept experiments that have no rows at all yet.
 
     Raises:
-        UserError: if a file is missing or cannot be read.
+        UserError: if there is no run.
     """
-    loaded = {name: _load(directory / name) for name in schema.FILES}
-    problems = [
-        f"{name}: {problem}"
-        for name, content in loaded.items()
-        for problem in schema.problems(name, content)
-    ]
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"`DIR` must hold the files of a run, got '{directory}'. Make one with: "
+            "python -m experiments run."
+        )
+    loaded, problems = {}, []
+    for name in schema.FILES:
+        try:
+            loaded[name] = schema.load(directory / name)
+            checksums.check(directory, name)
+        except records.DamagedError as error:
+            problems.append(str(error))
     if problems:
         return problems
     config = loaded["config.json"]
@@ -111,19 +118,6 @@ def _number(cell: str) -> float | str:
         return float(cell)
     except ValueError:
         return cell
-
-
-def _load(path: Path) -> Any:
-    try:
-        text = path.read_text()
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines()]
-        return json.loads(text) if path.suffix == ".json" else text
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"`DIR` must hold the files of a run, but '{path}' cannot be read: "
-            f"{error}. Make one with: python -m experiments run."
-        ) from error
 
 
 def _missing(experiment: Experiment, rows: dict, config: dict) -> list[str]:

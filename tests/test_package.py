@@ -4,6 +4,7 @@ import ast
 import doctest
 import functools
 import importlib
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -207,6 +208,10 @@ def test_the_public_functions_are_those_of_the_design():
         if callable(value) and not name.startswith("_")
     }
     assert public == FUNCTIONS | TYPES
+
+
+def test_the_version_is_the_one_that_is_installed():
+    assert importlib.metadata.version("jaxbn") == jaxbn.__version__
 
 
 def documentation(name):

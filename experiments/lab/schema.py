@@ -1,132 +1,141 @@
-"""What the files of a run hold: names, types, allowed values.
+"""What the files of a run hold: names, types, allowed values."""
 
-A specification is a type, a set of allowed values, a list with the specification of its
-items, or a dictionary; `Optional` allows null.
-"""
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import msgspec
 
-from experiments.lab.store import SCHEMA
+from experiments import records
 
+SCHEMA = 1
 
-class Optional(NamedTuple):
-    """Null, or what `inner` says."""
-
-    inner: Any
+# Of JSON also integers that no float can hold.
+Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | float
+_Interval = list[Number | None] | None
 
 
-class Mapping(NamedTuple):
-    """Any names, with values as `inner` says."""
-
-    inner: Any
+class _Strict(msgspec.Struct, forbid_unknown_fields=True):
+    pass
 
 
-NUMBER = (int, float)
-_LARGEST = 1e300
-_VERDICT = {
-    "claim": str,
-    "experiment": str,
-    "text": str,
-    "verdict": {"supported", "contradicted", "inconclusive", "not run"},
-    "literature": {"", "supported", "contradicted", "qualified"},
-    "effect": str,
-    "least": NUMBER,
-    "scale": NUMBER,
-    "mean": Optional(NUMBER),
-    "low": Optional(NUMBER),
-    "high": Optional(NUMBER),
-    "p": Optional(NUMBER),
-    "n": Optional(int),
-    "p_adjusted": NUMBER,
-    "command": str,
-}
-_INTERVAL = Optional([Optional(NUMBER)])
-_EFFECT = {**_VERDICT, "bootstrap": _INTERVAL, "t": _INTERVAL, "headline": bool}
-_PRESETS = {"smoke", "quick", "standard"}
-_HEAD = {"schema": {SCHEMA}, "preset": _PRESETS, "seed": int}
+class Row(_Strict):
+    """A line of `runs.jsonl`: one arm, cell and start of an experiment."""
+
+    schema: Literal[1]
+    experiment: str
+    arm: str
+    cell: dict[str, Number | str]
+    start: int
+    metrics: dict[str, Number | None]
+    series: dict[str, list[Number | list | None]]
+
+
+class Measured(_Strict):
+    """A line of a part: as `Row`, within its experiment."""
+
+    arm: str
+    cell: dict[str, Number | str]
+    start: int
+    metrics: dict[str, Number | None]
+    series: dict[str, list[Number | list | None]]
+
+
+class Part(_Strict):
+    """What an arm measured, and the SHA-256 of the rows."""
+
+    seconds: Number
+    sha256: str
+    rows: list[Measured]
+
+
+class _Verdict(_Strict):
+    claim: str
+    experiment: str
+    text: str
+    verdict: Literal["supported", "contradicted", "inconclusive", "not run"]
+    literature: Literal["", "supported", "contradicted", "qualified"]
+    effect: str
+    least: Number
+    scale: Number
+    mean: Number | None
+    low: Number | None
+    high: Number | None
+    p: Number | None
+    n: int | None
+    p_adjusted: Number
+    command: str
+
+
+class _Effect(_Verdict):
+    bootstrap: _Interval
+    t: _Interval
+    headline: bool
+
+
+class _Concluded(_Strict):
+    schema: Literal[1]
+    preset: Literal["smoke", "quick", "standard"]
+    seed: int
+
+
+class _Effects(_Concluded):
+    effects: list[_Effect]
+
+
+class _Verdicts(_Concluded):
+    verdicts: list[_Verdict]
+
+
+class _Timings(_Strict):
+    schema: Literal[1]
+    seconds: Number
+    arms: dict[str, dict[str, Number]]
+
+
+class _Config(_Strict):
+    names: list[str]
+    preset: Literal["smoke", "quick", "standard"]
+    seed: int
+    data_dir: str | None
+
+
+class _Commit(_Strict):
+    commit: str
+    dirty: bool
+
+
+class _Environment(msgspec.Struct):
+    """What the page shows of it."""
+
+    python: str
+    cpu_count: int | None
+    packages: dict[str, str | None]
+    git: _Commit | None
+
 
 FILES: dict[str, Any] = {
-    "config.json": {
-        "names": [str],
-        "preset": _PRESETS,
-        "seed": int,
-        "data_dir": Optional(str),
-    },
-    "environment.json": {
-        "python": str,
-        "system": str,
-        "machine": str,
-        "cpu_count": Optional(int),
-        "jaxbn": str,
-        "packages": Mapping(Optional(str)),
-        "backend": str,
-        "devices": [str],
-        "matmul_precision": Optional(str),
-        "x64": bool,
-        "git": Optional({"commit": str, "dirty": bool}),
-    },
-    "runs.jsonl": [
-        {
-            "schema": {SCHEMA},
-            "experiment": str,
-            "arm": str,
-            "cell": Mapping((int, float, str)),
-            "start": int,
-            "metrics": Mapping(Optional(NUMBER)),
-            "series": Mapping([Optional((int, float, list))]),
-        }
-    ],
+    "config.json": _Config,
+    "environment.json": _Environment,
+    "runs.jsonl": Row,
     "summary.csv": str,
-    "effects.json": {**_HEAD, "effects": [_EFFECT]},
-    "verdicts.json": {**_HEAD, "verdicts": [_VERDICT]},
-    "timings.json": {
-        "schema": {SCHEMA},
-        "seconds": NUMBER,
-        "arms": Mapping(Mapping(NUMBER)),
-    },
+    "effects.json": _Effects,
+    "verdicts.json": _Verdicts,
+    "timings.json": _Timings,
 }
 
 
-def problems(name: str, content: Any) -> list[str]:
-    """Returns where `content` differs from the specification of the file `name`."""
-    return list(_problems(content, FILES[name], "it"))
+def load(path: Path) -> Any:
+    """Returns the content of a file of a run, in lists and dictionaries.
 
-
-def _problems(value: Any, spec: Any, where: str) -> Iterator[str]:
-    if isinstance(spec, Optional):
-        if value is not None:
-            yield from _problems(value, spec.inner, where)
-    elif isinstance(spec, list) and isinstance(value, list):
-        for n, item in enumerate(value):
-            yield from _problems(item, spec[0], f"{where}[{n}]")
-    elif isinstance(spec, dict | Mapping) and isinstance(value, dict):
-        inner = (
-            {key: spec.inner for key in value} if isinstance(spec, Mapping) else spec
-        )
-        if set(value) != set(inner):
-            yield f"{where} must have the keys {sorted(inner)}, got {sorted(value)}"
-            return
-        for key, item in value.items():
-            yield from _problems(item, inner[key], f"{where}[{key!r}]")
-    elif not _is(value, spec):
-        yield f"{where} must be {_named(spec)}, got {value!r:.80}"
-
-
-def _is(value: Any, spec: Any) -> bool:
-    if isinstance(spec, set):
-        return value in list(spec)
-    if isinstance(spec, list | dict | Mapping):
-        return False
-    if isinstance(value, int | float) and not abs(value) < _LARGEST:
-        return False  # JSON of Python has NaN and integers that no float holds
-    flag = isinstance(value, bool) and spec not in (bool, object)
-    return isinstance(value, spec) and not flag
-
-
-def _named(spec: Any) -> str:
-    if isinstance(spec, set):
-        return f"one of {sorted(spec, key=str)}"
-    if isinstance(spec, tuple) and not isinstance(spec, Mapping):
-        return " or ".join(kind.__name__ for kind in spec)
-    return spec.__name__ if isinstance(spec, type) else "an object or a list"
+    Raises:
+        DamagedError: if it is missing, or something else than the file of this name.
+    """
+    kind = FILES[path.name]
+    if path.suffix == ".csv":
+        return records.text(path)
+    if path.suffix == ".json":
+        return msgspec.to_builtins(records.read(path, kind))
+    rows, damage = records.lines(path, kind)
+    if damage:
+        raise records.DamagedError(f"'{path}' must be whole, but: {damage}.")
+    return msgspec.to_builtins(rows)

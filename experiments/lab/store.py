@@ -14,6 +14,7 @@ for the same seed on the same machine.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,16 +22,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from experiments import files
+from experiments import checksums, files, records
+from experiments.lab import schema
 from experiments.lab.experiment import Experiment, Rule
 from experiments.lab.rows import Row, plain
 from experiments.lab.statistics import Effect, effect, holm, verdict
 from experiments.lab.table import Table
 
-SCHEMA = 1
-_ROW = {"arm", "cell", "start", "metrics", "series"}
+_STEADY = ("runs.jsonl", "summary.csv", "effects.json", "verdicts.json")
 
 
 def part(out: Path, experiment: Experiment, arm: str) -> Path:
@@ -41,23 +43,21 @@ def part(out: Path, experiment: Experiment, arm: str) -> Path:
 def save_part(path: Path, rows: list[Row], seconds: float) -> None:
     """Stores what an arm measured, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"seconds": round(seconds, 3), "rows": rows}
-    files.write_bytes(path, json.dumps(content, allow_nan=False).encode())
+    head = {"seconds": round(seconds, 3), "sha256": _sha256(rows)}
+    files.write_bytes(path, json.dumps(head | {"rows": rows}, allow_nan=False).encode())
 
 
 def load_part(path: Path) -> dict[str, Any] | None:
     """Returns what `save_part` stored; None if it is not there, or damaged."""
     try:
-        content = json.loads(path.read_text())
-        rows, seconds = content["rows"], content["seconds"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = msgspec.to_builtins(records.read(path, schema.Part))
+    except records.DamagedError:
         return None
-    whole = isinstance(seconds, int | float) and isinstance(rows, list)
-    return content if whole and all(map(_is_row, rows)) else None
+    return content if content["sha256"] == _sha256(content["rows"]) else None
 
 
-def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and set(row) == _ROW
+def _sha256(rows: list[Row]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def collect(out: Path, chosen: Sequence[Experiment]) -> dict[str, list[Row]]:
@@ -75,7 +75,7 @@ def write(out: Path, chosen: Sequence[Experiment], config: dict[str, Any]) -> di
     """Writes all that follows from the parts and returns `verdicts.json`."""
     rows = collect(out, chosen)
     lines = [
-        {"schema": SCHEMA, "experiment": name, **row}
+        {"schema": schema.SCHEMA, "experiment": name, **row}
         for name, own in rows.items()
         for row in own
     ]
@@ -85,6 +85,7 @@ def write(out: Path, chosen: Sequence[Experiment], config: dict[str, Any]) -> di
     files.write_json(out / "effects.json", effects)
     files.write_json(out / "verdicts.json", verdicts)
     files.write_json(out / "timings.json", _timings(out, chosen))
+    checksums.seal(out, *_STEADY)
     return verdicts
 
 
@@ -106,7 +107,7 @@ def conclude(
         _line(e, rule, found[n], adjusted.get(n, _p(found[n])), config)
         for n, (e, rule) in enumerate(decided)
     ]
-    head = {"schema": SCHEMA, "preset": config["preset"], "seed": config["seed"]}
+    head = {"schema": schema.SCHEMA, "preset": config["preset"], "seed": config["seed"]}
     short = ("bootstrap", "t", "headline")
     headlines = [
         {key: value for key, value in line.items() if key not in short}
@@ -179,4 +180,4 @@ def _timings(out: Path, chosen: Sequence[Experiment]) -> dict:
             if one is not None:
                 found.setdefault(experiment.name, {})[arm] = one["seconds"]
     total = sum(sum(arms.values()) for arms in found.values())
-    return {"schema": SCHEMA, "seconds": round(total, 1), "arms": found}
+    return {"schema": schema.SCHEMA, "seconds": round(total, 1), "arms": found}

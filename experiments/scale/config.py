@@ -106,6 +106,9 @@ class Devices:
     """Several processes, found in the environment (Slurm, Open MPI, TPU pods)."""
     process_timeout: int = 120
     """Seconds after which a step that does not end counts as a lost process."""
+    phase_timeout: int = 1800
+    """The same for a phase that takes longer: starting and compiling, saving, the first
+    batch of an evaluation."""
     cpu_devices: int | None = None
     """Simulated devices of this process, on a CPU."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from experiments import files
+from experiments.errors import MAKE_ROOM, writing
 from experiments.scale import processes
 
 _SIZES = ("argument", "output", "alias", "temp", "generated_code")
@@ -25,8 +26,11 @@ def report(
     if lower is None:
         return step
     compiled = lower(state, batch).compile()
+    # One that compiles longer must not be missed when the first step connects all.
+    processes.wait_for_all("compiled")
     if processes.is_first():
-        files.write_json(out / "memory.json", describe(compiled))
+        with writing(out, advice=MAKE_ROOM):
+            files.write_json(out / "memory.json", describe(compiled))
     return compiled
 
 

@@ -4,9 +4,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
+from experiments import checksums, records
+from experiments.config import Stored
 from experiments.errors import UserError
 from experiments.options import parse
 from experiments.scale.config import CONFIGS, ScaleConfig
@@ -26,6 +29,7 @@ _LEAST = {
     "processes": 1,
     "process_id": 0,
     "process_timeout": 1,
+    "phase_timeout": 1,
     "cpu_devices": 1,
     "checkpoint_every": 1,
     "keep": 2,
@@ -121,6 +125,27 @@ def to_json(config: ScaleConfig) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in kept.items()}
 
 
+def placement(config: ScaleConfig) -> dict[str, Any]:
+    """Returns how the work is spread, which decides the last bits of the results."""
+    return {name: getattr(config.devices, name) for name in _FREE["devices"]}
+
+
+def again(config: ScaleConfig) -> str:
+    """Returns the command line that continues a run, with all it needs here."""
+    words = ["--resume", "--out", str(config.out)]
+    default = ScaleConfig()
+    for part in _FREE:
+        own, usual = getattr(config, part), getattr(default, part)
+        for name in (field.name for field in dataclasses.fields(own)):
+            value = getattr(own, name)
+            free = name not in (*_REMEMBERED, "out", "resume", "profile")
+            if free and value != getattr(usual, name):
+                words += [flag(name)] + ([] if value is True else [str(value)])
+    line = shlex.join(["python", "-m", "experiments", "train", *words])
+    own = ", each process with its own `--process-id`"
+    return line + (own if config.devices.coordinator else "")
+
+
 def fingerprint(config: ScaleConfig) -> str:
     """Returns a hash that two configs share if they describe the same run."""
     described = to_json(config)
@@ -135,12 +160,13 @@ def stored(config: ScaleConfig) -> ScaleConfig:
     if not path.is_file():
         return _as_default(config)
     try:
-        begun = _from_json(json.loads(path.read_text()))
+        checksums.check(config.out, path.name)
+        begun = _from_json(records.read(path, Stored))
         check(begun)
-    except (ValueError, OSError, UserError) as error:
+    except UserError as error:
         raise UserError(
             f"'{path}' must hold the options of a run, but does not: {error} "
-            "Start a new run in another `--out`."
+            "Put a copy back, or start a new run in another `--out`."
         ) from error
     now = {}
     for part, names in _FREE.items():
@@ -169,8 +195,9 @@ def named(arguments: list[str]) -> str | None:
     if "--resume" not in arguments or out is None:
         return None
     try:
-        return json.loads((Path(out) / "config.json").read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = records.read(Path(out) / "config.json", Stored)
+        return str(content["config"])
+    except (records.DamagedError, KeyError):
         return None
 
 
@@ -195,10 +222,10 @@ def _as_default(config: ScaleConfig) -> ScaleConfig:
     return dataclasses.replace(config, session=session)
 
 
-def _from_json(content: object) -> ScaleConfig:
+def _from_json(content: Stored) -> ScaleConfig:
     # Read as if it had been typed, so that the same kinds and choices are enforced.
     names = set(to_json(ScaleConfig()))
-    if not isinstance(content, dict) or set(content) != names:
+    if set(content) != names:
         raise UserError(f"it must have the keys {', '.join(sorted(names))}.")
     typed = []
     for name, value in content.items():

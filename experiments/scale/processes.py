@@ -1,31 +1,22 @@
-"""Several processes: how they find each other, and what happens when one is lost.
-
-JAX's own runtime connects them and ends all when one is silent for too long, wherever
-they are. This module adds a deadline for every step, which is sooner and also notices a
-process that is alive and stuck, and a last word for a process that is ended from below.
-"""
+"""Several processes: how they connect, and how they agree on something."""
 
 import contextlib
+import json
 import os
-import subprocess
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.errors import UserError
-from experiments.scale import config
+from experiments.scale import config, meeting
 
-LOST = 3  # exit code of a process that has lost another one
-
-_FOR_ALL_TO_COME = 120
-
-# Its input ends when the process that started it does, however that happens.
-_SPEAK_AT_THE_END = "import sys; sys.stdin.read(); print(sys.argv[1], file=sys.stderr)"
+_TO_CONNECT = 60  # seconds, once all have met
+# What talks to the other processes. It raises all kinds of errors when one is gone.
+_TALKING = ("jax.experimental.multihost_utils", "orbax.checkpoint._src.multihost")
 
 
 @contextlib.contextmanager
@@ -36,21 +27,23 @@ def started(devices: config.Devices) -> Iterator[None]:
     (Slurm, Open MPI, TPU pods); else this is the only process.
 
     Raises:
-        UserError: if the options do not fit together, or nobody answers.
+        UserError: if the options do not fit together, or a process does not come.
     """
     _check(devices)
     if devices.cpu_devices:
         jax.config.update("jax_num_cpu_devices", devices.cpu_devices)
-    if devices.coordinator is None and not devices.distributed:
+    if alone(devices):
         yield
         return
+    if not devices.distributed:
+        meeting.meet(_place(devices))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             devices.coordinator,
             devices.processes,
             devices.process_id,
-            initialization_timeout=_FOR_ALL_TO_COME,
+            initialization_timeout=_TO_CONNECT,
             heartbeat_timeout_seconds=max(10, devices.process_timeout),
         )
     except (RuntimeError, ValueError) as error:
@@ -59,103 +52,21 @@ def started(devices: config.Devices) -> Iterator[None]:
             f"{str(error).splitlines()[0].rstrip('.')}. Check `--coordinator`, "
             "`--processes` and `--process-id`, or the environment for `--distributed`."
         ) from error
+    _check_devices()
     yield
     jax.distributed.shutdown()
 
 
-def leave(message: str, *, code: int = LOST) -> None:
+def alone(devices: config.Devices) -> bool:
+    """Tells whether this is to be the only process."""
+    return devices.coordinator is None and not devices.distributed
+
+
+def leave(message: str, *, code: int) -> None:
     """Ends this process at once, without waiting for one that is gone."""
+    sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     os._exit(code)
-
-
-class Deadline:
-    """Ends this process if `beat` is not called for `seconds`. Use it with `with`.
-
-    A single process has no deadline: nobody can keep it waiting. An error of the
-    runtime inside the block means the same as silence: a peer is gone. If JAX's runtime
-    ends this process instead, which no Python code can see, a second process that has
-    waited for nothing else says so.
-
-    Attributes:
-        seconds: between two calls of `beat`; the first one starts the clock, because
-            nobody knows how long compiling takes.
-        advice: what to do, the end of the message.
-    """
-
-    def __init__(self, seconds: float, *, advice: str):
-        self.seconds, self.advice = seconds, advice
-        self._last: float | None = None
-        self._over = threading.Event()
-        self._mourner: subprocess.Popen | None = None
-
-    def __enter__(self) -> "Deadline":
-        if jax.process_count() > 1:
-            threading.Thread(target=self._watch, daemon=True).start()
-            last_word = (
-                f"error: {_name()} was ended: by a signal, or by JAX's runtime because "
-                f"another process was lost, see above. {self.advice}"
-            )
-            self._mourner = subprocess.Popen(
-                [sys.executable, "-S", "-c", _SPEAK_AT_THE_END, last_word],
-                stdin=subprocess.PIPE,
-                # A signal to the whole group must not silence it.
-                start_new_session=True,
-            )
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._over.set()
-        self._dismiss()
-        if jax.process_count() == 1 or error is None:
-            return
-        # Ending in order would wait for the others, who may be waiting for this one.
-        if isinstance(error, UserError):
-            leave(str(error), code=2)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            self._leave(f"a collective failed ({str(error).splitlines()[0]})")
-        traceback.print_exception(error)
-        leave(f"{_name()} ended by a mistake of this program, see above", code=1)
-
-    def beat(self) -> None:
-        """Says that a step has ended."""
-        self._last = time.monotonic()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock for something that may take long, such as compiling."""
-        self._last = None
-        yield
-        self.beat()
-
-    def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self.seconds / 4)):
-            last = self._last
-            if last is not None and time.monotonic() - last > self.seconds:
-                self._leave(f"no step ended for {self.seconds} s")
-
-    def _leave(self, reason: str) -> None:
-        self._dismiss()
-        leave(f"{_name()} has lost another process: {reason}. {self.advice}")
-
-    def _dismiss(self) -> None:
-        if self._mourner is not None:
-            self._mourner.kill()
-            self._mourner.communicate()  # closes its input only now
-
-
-def agree(value: int) -> int:
-    """Returns the `value` of process 0."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(jax.numpy.int32(value)))
-
-
-def all_true(*, value: bool) -> bool:
-    """Tells whether `value` is true in every process; all must ask."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.process_allgather(jax.numpy.int32(value)).all())
 
 
 def is_first() -> bool:
@@ -163,8 +74,89 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def _name() -> str:
-    return f"process {jax.process_index()} of {jax.process_count()}"
+def gather(text: str) -> list[str]:
+    """Returns the `text` of every process, in order; all must ask."""
+    if jax.process_count() == 1:
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(content)))
+    padded = np.zeros(max(sizes.max(), 1), np.uint8)
+    padded[: len(content)] = content
+    everyone = multihost_utils.process_allgather(padded)
+    return [
+        row[:size].tobytes().decode() for row, size in zip(everyone, sizes, strict=True)
+    ]
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when all processes have come to the place called `name`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+    """Returns the `value` of process 0."""
+    return json.loads(gather(json.dumps(value))[0])
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Raises in all processes what is raised in one: none waits for the others."""
+    message = ""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    messages = gather(message)
+    for number, found in enumerate(messages):
+        if found and number == jax.process_index():
+            raise UserError(found)
+    for number, found in enumerate(messages):
+        if found:
+            raise UserError(f"Process {number} must be able to go on, but: {found}")
+
+
+def lost_another(error: BaseException) -> bool:
+    """Tells whether `error` means that another process is gone."""
+    if jax.process_count() == 1:
+        return False
+    return any(
+        isinstance(one, jax.errors.JaxRuntimeError)
+        or any(
+            frame.f_globals.get("__name__", "").startswith(_TALKING)
+            for frame, _ in traceback.walk_tb(one.__traceback__)
+        )
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for part in error.exceptions:
+                yield from _chain(part)
+        error = error.__cause__ or error.__context__
+
+
+def _check_devices() -> None:
+    held = [0] * jax.process_count()
+    for device in jax.devices():
+        held[device.process_index] += 1
+    if len(set(held)) > 1:
+        raise UserError(
+            "`--cpu-devices` must be the same in all processes, and so must the number "
+            f"of accelerators, got {', '.join(map(str, held))}. Start all processes "
+            "with as many."
+        )
+
+
+def _place(devices: config.Devices) -> meeting.Place:
+    assert devices.coordinator is not None
+    assert devices.processes is not None and devices.process_id is not None
+    return meeting.place(
+        devices.coordinator, processes=devices.processes, number=devices.process_id
+    )
 
 
 def _check(devices: config.Devices) -> None:
@@ -187,3 +179,4 @@ def _check(devices: config.Devices) -> None:
             f"`--process-id` must be below `--processes`, {devices.processes}, got "
             f"{devices.process_id}. The first one is 0."
         )
+    _place(devices)

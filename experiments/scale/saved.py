@@ -5,12 +5,13 @@ from pathlib import Path
 
 import jax
 
+from experiments import checkpoint
 from experiments.errors import UserError
-from experiments.scale import checkpoint
 from experiments.scale.config import Devices, ScaleConfig, Session
+from experiments.scale.identity import identity
 from experiments.scale.network import Network, Variables, make_network
 from experiments.scale.optimizer import make_optimizer
-from experiments.scale.options import fingerprint, stored
+from experiments.scale.options import stored
 from experiments.scale.step import Step
 
 
@@ -37,9 +38,7 @@ def load_run(out: Path) -> tuple[ScaleConfig, Network, Variables]:
         axis_name=None,
     )
     step = Step(network, make_optimizer(config.optimizer), 1, 0.0, 1)
-    state = checkpoint.read_newest(
-        out, _on_one_device(step), fingerprint=fingerprint(config)
-    )
+    state = checkpoint.read_newest(identity(config), _on_one_device(step)).state
     return config, network, Variables(state.params, state.batch_stats)
 
 

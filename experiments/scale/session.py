@@ -7,19 +7,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import files
+from experiments import checkpoint, checksums, files
 from experiments.errors import MAKE_ROOM, UserError, writing
 from experiments.progress import StepProgress
-from experiments.scale import checkpoint, pipeline, processes
+from experiments.scale import pipeline, processes
 from experiments.scale.config import ScaleConfig
+from experiments.scale.deadline import Deadline
+from experiments.scale.identity import Beside, identity
 from experiments.scale.layout import Layout
 from experiments.scale.memory import process_peak_bytes, report
 from experiments.scale.metrics import Writer
 from experiments.scale.network import Variables
 from experiments.scale.optimizer import learning_rate
-from experiments.scale.options import fingerprint, profiled_steps
+from experiments.scale.options import profiled_steps
 from experiments.scale.profile import Profile
 from experiments.scale.step import Metrics, Step, TrainState, evaluate
+
+RESULTS = ("summary.json", "metrics.jsonl", "speed.jsonl")
+"""Files that stay as they are when a run has taken all of its steps."""
 
 
 class Streams(NamedTuple):
@@ -60,9 +65,8 @@ class Run(NamedTuple):
         train = pipeline.train_batches(
             data, batch_size=size, seed=self.config.seed, **self.stream
         )
-        return Streams(
-            train, pipeline.eval_batches(data, batch_size=size, **self.stream)
-        )
+        evaluation = pipeline.eval_batches(data, batch_size=size, **self.stream)
+        return Streams(train, evaluation)
 
 
 class Position(NamedTuple):
@@ -79,7 +83,7 @@ class Session:
         self,
         run: Run,
         evaluation: Iterable[dict],
-        deadline: processes.Deadline,
+        deadline: Deadline,
         writer: Writer,
         progress: StepProgress,
     ):
@@ -120,18 +124,14 @@ class Session:
             yield step
 
     def save(self) -> None:
-        """Saves this step; the clock for lost processes stands still."""
-        config = self.run.config
-        data = {"stream": self.batches.get_state(), "group": self.run.group}
-        with self.deadline.paused():
+        """Saves this step."""
+        step, keep = int(self.state.step), self.run.config.session.keep
+        data = Beside(self.batches.get_state(), self.run.group, self.writer.written())
+        with self.deadline.phase("saving a checkpoint"):
             checkpoint.save(
-                config.out,
-                self.state,
-                data=data,
-                fingerprint=fingerprint(config),
-                keep=config.session.keep,
+                identity(self.run.config), step, self.state, data, keep=keep
             )
-        self._clock(int(self.state.step))
+        self._clock(step)
 
     def finish(self) -> int:
         """Evaluates, saves and prints what came out of it."""
@@ -144,6 +144,7 @@ class Session:
         if processes.is_first():
             with writing(config.out, advice=MAKE_ROOM):
                 files.write_json(config.out / "summary.json", files.plain(found))
+                checksums.seal(config.out, *RESULTS)
             print(
                 f"{config.config}: {found['steps']} steps, {found['skipped']} skipped; "
                 f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "
@@ -200,10 +201,11 @@ class Session:
 
     def _evaluate(self) -> dict[str, Any]:
         totals = [0.0, 0, 0]
-        with self.deadline.paused():
+        with self.deadline.phase("evaluating"):
             for rows in self.evaluation:
                 sums = self.score(self.state, self.run.layout.put_batch(rows))
                 totals = [t + s.item() for t, s in zip(totals, sums, strict=True)]
+                self.deadline.beat("a batch of the evaluation")
         loss, right, examples = totals
         self._clock(int(self.state.step))
         return {

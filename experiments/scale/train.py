@@ -4,32 +4,35 @@ Run: python -m experiments train --config cifar10-resnet20 --data-dir DIR
 """
 
 import contextlib
-import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from experiments import environment
+from experiments import checkpoint, checksums, environment
 from experiments.config import check_new
 from experiments.errors import UserError
+from experiments.lock import locked
 from experiments.progress import StepProgress
-from experiments.scale import checkpoint, processes
+from experiments.scale import agreement, processes
 from experiments.scale.config import CONFIGS, ScaleConfig
+from experiments.scale.deadline import Deadline
+from experiments.scale.identity import identity
 from experiments.scale.layout import make_layout
-from experiments.scale.metrics import Writer
+from experiments.scale.metrics import Writer, Written
 from experiments.scale.network import ghost_batch_size, make_network
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.options import (
+    again,
     check,
     check_unchanged,
-    fingerprint,
+    placement,
     stored,
     to_json,
 )
 from experiments.scale.preemption import Preemption
-from experiments.scale.session import Position, Run, Session, Streams
+from experiments.scale.session import RESULTS, Position, Run, Session, Streams
 from experiments.scale.step import Step
 
 __all__ = ["CONFIGS", "ScaleConfig", "main", "stored"]
@@ -38,28 +41,28 @@ __all__ = ["CONFIGS", "ScaleConfig", "main", "stored"]
 def main(config: ScaleConfig) -> int:
     """Trains and returns the exit code: 0 done, 130 interrupted.
 
-    A process that has lost another one ends at once, with `processes.LOST`.
+    A process that has lost another one ends at once, with `supervise.LOST`.
 
     Raises:
         UserError: also for a loss that is not finite, and for a full disk.
     """
     check(config)
-    with processes.started(config.devices):
+    advice = f"Continue with: {again(config)}"
+    with (
+        Deadline(config.devices, advice=advice) as deadline,
+        processes.started(config.devices),
+        contextlib.ExitStack() as held,
+    ):
         if config.session.compilation_cache:
             folder = config.session.compilation_cache.absolute()
             jax.config.update("jax_compilation_cache_dir", str(folder))
-        run = make_run(config)
-        streams = _claim_directory(run)
-        with processes.Deadline(
-            config.devices.process_timeout,
-            advice=f"Continue with: {_again(config)}",
-        ) as deadline:
-            try:
-                return _session(run, streams, deadline)
-            except checkpoint.SaveError as error:
-                # Orbax's threads would complain, at length, of an orderly end.
-                processes.leave(str(error), code=2)
-                raise
+        run, streams = _claim_directory(config, held)
+        try:
+            return _session(run, streams, deadline)
+        except checkpoint.SaveError as error:
+            # Orbax's threads would complain, at length, of an orderly end.
+            processes.leave(str(error), code=2)
+            raise
 
 
 def make_run(config: ScaleConfig) -> Run:
@@ -82,31 +85,27 @@ def make_run(config: ScaleConfig) -> Run:
     return Run(config, layout, step, ghost_batch_size(config.model.bn_sync, **size))
 
 
-def _claim_directory(run: Run) -> Streams:
+def _claim_directory(
+    config: ScaleConfig, held: contextlib.ExitStack
+) -> tuple[Run, Streams]:
     # One process looks and writes; the others must not find what it has written.
-    with _all_or_none():
-        begun = processes.is_first() and _has_begun(run.config)
+    with processes.all_or_none():
+        if processes.is_first():
+            held.enter_context(locked(config.out))
+    agreement.check_shared(config.out)
+    agreement.check_same(agreement.options(config))
+    agreement.check_same(agreement.program())
+    with processes.all_or_none():
+        begun = processes.is_first() and _has_begun(config)
+        run = make_run(config)
         # Data that cannot be read must not leave a directory that is in use.
         streams = run.open_data()
-    with _all_or_none():
+        some = agreement.data(config)
+    agreement.check_same({"The data": some})
+    with processes.all_or_none():
         if processes.is_first() and not begun:
-            environment.begin(run.config.out, to_json(run.config))
-    return streams
-
-
-@contextlib.contextmanager
-def _all_or_none() -> Iterator[None]:
-    """Raises in all processes what is raised in one: none waits for the others."""
-    error = None
-    try:
-        yield
-    except UserError as found:
-        error = found
-    if processes.all_true(value=error is None):
-        return
-    raise error or UserError(
-        "All processes must be able to begin: see the message of the other ones."
-    )
+            environment.begin(config.out, to_json(config))
+    return run, streams
 
 
 def _has_begun(config: ScaleConfig) -> bool:
@@ -117,16 +116,18 @@ def _has_begun(config: ScaleConfig) -> bool:
     return False
 
 
-def _session(run: Run, streams: Streams, deadline: processes.Deadline) -> int:
+def _session(run: Run, streams: Streams, deadline: Deadline) -> int:
     config = run.config
-    position = _begin(run, streams.train)
+    position, before = _begin(run, streams.train)
     first, last = int(position.state.step), config.optimizer.steps
     if first == last and (config.out / "summary.json").is_file():
+        checksums.check(config.out, *RESULTS)
         _say(f"nothing left to do: the run took all of its {last} steps")
         return 0
     writer = Writer(
         config.out,
         step=first,
+        before=before,
         writes=processes.is_first(),
         tensorboard=config.session.tensorboard,
     )
@@ -141,35 +142,36 @@ def _session(run: Run, streams: Streams, deadline: processes.Deadline) -> int:
             for step in steps:
                 if preemption.due(step) and step < last:
                     session.save()
-                    _say(f"interrupted at step {step}; continue with: {_again(config)}")
+                    _say(f"interrupted at step {step}; continue with: {again(config)}")
                     return 130
         return session.finish()
 
 
-def _begin(run: Run, batches: Any) -> Position:
-    config = run.config
-    saved = None
+def _begin(run: Run, batches: Any) -> tuple[Position, Mapping[str, Written]]:
+    """Where to go on, and what the files of metrics held there."""
+    config, saved = run.config, None
     if config.resume:
-        saved = checkpoint.restore_newest(
-            config.out,
-            run.layout.shapes(run.step.init),
-            fingerprint=fingerprint(config),
-        )
+        like = run.layout.shapes(run.step.init)
+        saved = checkpoint.restore_newest(identity(config), like)
     if saved is None:
-        return Position(run.layout.init(run.step.init, config.seed), batches)
-    if saved.data["group"] != run.group:
+        state = run.layout.init(run.step.init, config.seed)
+        return Position(state, batches), {}
+    if saved.data.group != run.group:
         raise UserError(
             f"`--bn-sync {config.model.bn_sync}` must normalize groups of "
-            f"{saved.data['group']} examples, as the run began, got {run.group} with "
+            f"{saved.data.group} examples, as the run began, got {run.group} with "
             "these devices. Use as many as before."
         )
-    batches.set_state(saved.data["stream"])
-    return Position(saved.state, batches)
+    if int(saved.state.step) < config.optimizer.steps and not _as_before(config):
+        _say("note: other devices or packages than at the start: last bits may differ")
+    batches.set_state(saved.data.stream)
+    return Position(saved.state, batches), saved.data.files
 
 
-def _again(config: ScaleConfig) -> str:
-    out = shlex.quote(str(config.out))
-    return f"python -m experiments train --resume --out {out}, in every process"
+def _as_before(config: ScaleConfig) -> bool:
+    begun = to_json(stored(config))
+    same = all(begun[name] == now for name, now in placement(config).items())
+    return same and environment.is_that_of(config.out / "environment.json")
 
 
 def _say(text: str) -> None:

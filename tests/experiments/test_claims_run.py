@@ -132,11 +132,13 @@ def test_options_that_were_changed_by_hand_are_refused(finished, capsys, old, ne
     path = finished / "config.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    before = contents(finished)
-    assert main(["run", "--resume", "--out", str(finished)]) == 2
-    error = capsys.readouterr().err
-    assert "config.json' must hold the options" in error and error.count("\n") == 1
-    assert contents(finished) == before
+    for reason in ("must be as the run wrote it", "must be whole, but: "):
+        before = contents(finished)
+        assert main(["run", "--resume", "--out", str(finished)]) == 2
+        error = capsys.readouterr().err
+        assert f"config.json' {reason}" in error and error.count("\n") == 1
+        assert contents(finished) == before
+        (finished / "checksums" / "files.json").unlink(missing_ok=True)
 
 
 def test_data_that_cannot_be_read_leave_no_run(tmp_path, capsys):
@@ -175,9 +177,9 @@ def test_a_report_of_a_damaged_run_says_so(finished, capsys, damage):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     else:
         (finished / "timings.json").unlink()
-    assert main(["report", str(finished)]) == (4 if damage == "a line" else 2)
+    assert main(["report", str(finished)]) == 4
     error = capsys.readouterr().err
-    assert ("lacks" if damage == "a line" else "timings.json") in error
+    assert ("runs.jsonl' must be as" if damage == "a line" else "timings.json") in error
     assert error.count("\n") == 1
     assert not (finished / "report.html").exists()
 
@@ -205,10 +207,10 @@ def test_verify_accepts_a_finished_run(finished, capsys):
 @pytest.mark.parametrize(
     "name, old, new, message",
     [
-        ("verdicts.json", '"supported"', '"proved"', "must be one of"),
+        ("verdicts.json", '"supported"', '"proved"', "Invalid enum value 'proved'"),
         ("effects.json", '"mean": ', '"mean": 1', "does not follow"),
         ("runs.jsonl", '"start": 1', '"start": 0', "lacks"),
-        ("runs.jsonl", '"schema": 1', '"schema": 2', "must be one of"),
+        ("runs.jsonl", '"schema": 1', '"schema": 2', "line 1: Invalid enum value 2"),
         ("runs.jsonl", '"metrics": {"', '"metrics": {"x', "no verdicts follow from"),
         ("summary.csv", "spectrum", "spektrum", "does not follow"),
     ],
@@ -218,7 +220,22 @@ def test_verify_finds_what_was_changed(finished, capsys, name, old, new, message
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     assert main(["verify", str(finished)]) == 4
+    error = capsys.readouterr().err
+    assert message in error or f"{name}' must be as the run wrote it" in error
+    (finished / "checksums" / "files.json").unlink()  # results of a run before it
+    assert main(["verify", str(finished)]) == 4
     assert message in capsys.readouterr().err
+
+
+def test_a_part_that_was_changed_is_measured_again(finished):
+    before = steady(finished)
+    path = finished / "parts" / "spectrum" / "bn.json"
+    content = path.read_text()
+    at = content.index(".", content.index('"metrics"')) + 1
+    path.write_text(content[:at] + str((int(content[at]) + 1) % 10) + content[at + 1 :])
+    assert store.load_part(path) is None
+    assert main(["run", "--resume", "--out", str(finished), "--jobs", "1"]) == 0
+    assert steady(finished) == before
 
 
 def test_verify_without_a_run_is_one_line(tmp_path, capsys):

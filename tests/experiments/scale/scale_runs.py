@@ -1,11 +1,17 @@
 """Small runs of `train --config`, in processes of their own that can be killed."""
 
+import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 TOP = Path(__file__).parents[3]
 TINY = {
@@ -51,24 +57,22 @@ def start(out, cache, *flags, within=(), **options):
     )
 
 
-def start_all(out, cache, *flags, processes, devices=8, **options):
-    """The processes of a run on this machine, under way."""
+def start_all(out, cache, *flags, processes, devices=8, second=((), {}), **options):
+    """The processes of a run on this machine, under way.
+
+    `second` are flags and options that process 1 has besides, or in place of others.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    return [
-        start(
-            out,
-            cache,
-            *flags,
-            coordinator=address,
-            processes=processes,
-            process_id=number,
-            cpu_devices=devices // processes,
-            **options,
-        )
-        for number in range(processes)
-    ]
+    own = {"out": out, "cpu_devices": devices // processes, "coordinator": address}
+    running = []
+    for number in range(processes):
+        more, other = second if number == 1 else ((), {})
+        given = own | {"processes": processes, "process_id": number} | options | other
+        place = given.pop("out")
+        running.append(start(place, cache, *flags, *more, **given))
+    return running
 
 
 def end(*running, timeout=240):
@@ -101,16 +105,35 @@ def wait_for_step(running, step):
     raise AssertionError("it ended before")
 
 
+def wait_for_a_save(out, running):
+    """Looks until a checkpoint is being written, or the process has ended."""
+    folder, begin = out / "checkpoints", time.monotonic()
+    while running.poll() is None and time.monotonic() - begin < 120:
+        if folder.is_dir() and any(not p.name.isdecimal() for p in folder.iterdir()):
+            return
+        time.sleep(0.001)
+
+
+def write_idx(folder, *, prefix, count):
+    """Writes compressed IDX files of `count` small images and their labels."""
+    rng = np.random.default_rng(0)
+    for kind, shape in (("images-idx3", (count, 8, 8)), ("labels-idx1", (count,))):
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+        values = rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
+        path = folder / f"{prefix}-{kind}-ubyte.gz"
+        path.write_bytes(gzip.compress(header + values))
+
+
 def results(out):
     """What two runs must share to be the same: metrics and the last checkpoint."""
-    import numpy as np
-    import orbax.checkpoint as ocp
-
     last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    state = ocp.StandardCheckpointer().restore(last / "state")
+    with ocp.PyTreeCheckpointer() as reader:  # whatever devices there are
+        tree = reader.metadata(last / "state").item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+        state = reader.restore(last / "state", restore_args=as_numpy)
     flat = ocp.tree.to_flat_dict(state, sep="/")
     return (
-        {name: np.asarray(value).tobytes() for name, value in flat.items()},
+        {name: value.tobytes() for name, value in flat.items()},
         (out / "metrics.jsonl").read_text(),
         (out / "summary.json").read_text(),
     )

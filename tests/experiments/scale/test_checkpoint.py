@@ -1,15 +1,22 @@
 """A damaged checkpoint is noticed and the one before is used; nothing is lost."""
 
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import pytest
 from chex import assert_trees_all_equal
 
+from experiments import checkpoint, checksums, records
+from experiments.checkpoint import Identity
 from experiments.errors import UserError
-from experiments.scale import checkpoint
 from experiments.scale.step import TrainState
+
+
+class Beside(msgspec.Struct):
+    stream: int
 
 
 def state_at(step):
@@ -20,13 +27,19 @@ def state_at(step):
     )
 
 
-def save(out, step, **options):
-    settings = {"data": {"stream": step}, "fingerprint": "f", "keep": 2} | options
-    checkpoint.save(out, state_at(step), **settings)
+def save(out, step):
+    run = Identity(out, "f", Beside)
+    checkpoint.save(run, step, state_at(step), Beside(step), keep=2)
 
 
-def restore(out, *, fingerprint="f"):
-    return checkpoint.restore_newest(out, state_at(0), fingerprint=fingerprint)
+def restore(out, *, fingerprint="f", like=None, kind=Beside):
+    run = Identity(out, fingerprint, kind)
+    return checkpoint.restore_newest(run, state_at(0) if like is None else like)
+
+
+def read(out, *, fingerprint="f", like=None):
+    run = Identity(out, fingerprint, Beside)
+    return checkpoint.read_newest(run, state_at(0) if like is None else like).state
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +59,7 @@ def test_the_newest_comes_back_bit_for_bit_and_old_ones_go(two):
     assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["4", "6"]
     assert sorted(p.name for p in (two / "checksums").iterdir()) == ["4.json", "6.json"]
     found = restore(two)
-    assert found.data == {"stream": 6}
+    assert found.data == Beside(6)
     assert_trees_all_equal(found.state, state_at(6))
     assert jax.tree.structure(found.state) == jax.tree.structure(state_at(0))
 
@@ -90,7 +103,7 @@ def test_a_damaged_one_is_put_aside_and_the_one_before_used(damage, two, capsys)
 
 def test_reading_for_another_purpose_moves_nothing(two):
     flip(two / "checkpoints" / "6")
-    found = checkpoint.read_newest(two, state_at(0), fingerprint="f")
+    found = read(two)
     assert_trees_all_equal(found, state_at(4))
     assert (two / "checkpoints" / "6").is_dir()
 
@@ -101,11 +114,11 @@ def test_none_whole_none_there_and_another_run(two, tmp_path):
         restore(two, fingerprint="other")
     other = state_at(0)._replace(params={"w": jnp.zeros(5)})
     with pytest.raises(UserError, match=r"must hold this run.*float32"):
-        checkpoint.restore_newest(two, other, fingerprint="f")
+        restore(two, like=other)
     with pytest.raises(UserError, match=r"must hold this run.*float32"):
-        checkpoint.read_newest(two, other, fingerprint="f")
+        read(two, like=other)
     with pytest.raises(UserError, match="must be of a run with the options"):
-        checkpoint.read_newest(two, state_at(0), fingerprint="other")
+        read(two, fingerprint="other")
     for step in ("4", "6"):
         cut(two / "checkpoints" / step)
     with pytest.raises(UserError, match="must be whole, but none of 2 is"):
@@ -122,3 +135,41 @@ def test_a_save_that_fails_leaves_the_others_alone(two, monkeypatch):
         with pytest.raises(UserError, match="No space left on device"):
             save(two, 8)
     assert_trees_all_equal(restore(two).state, state_at(6))
+
+
+def test_checkpoints_that_are_gone_are_missed(two):
+    shutil.rmtree(two / "checkpoints")
+    with pytest.raises(UserError, match="must have the checkpoints that it has checks"):
+        restore(two)
+
+
+def test_a_description_of_another_form_is_one_line(two):
+    class Other(msgspec.Struct):
+        stream: str
+
+    with pytest.raises(records.DamagedError, match=r"must be whole, but: Expected"):
+        restore(two, kind=Other)
+    path = two / "checkpoints" / "6" / "about" / "metadata"
+    for content in ({"kind": 5}, {}, {"fingerprint": "f"}):
+        path.write_text(json.dumps(content))
+        checksums.write(two, 6)  # as if it had been written so
+        with pytest.raises(UserError) as error:
+            restore(two)
+        assert "\n" not in str(error.value)
+
+
+def test_a_sealed_file_must_stay(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    checksums.check(tmp_path, "a")  # not sealed: nobody knows
+    checksums.seal(tmp_path, "a")
+    checksums.seal(tmp_path, "b")
+    checksums.check(tmp_path, "a", "b", "c")
+    (tmp_path / "a").write_text("A")
+    (tmp_path / "b").unlink()
+    for name in "ab":
+        with pytest.raises(records.DamagedError, match=f"{name}' must be as the"):
+            checksums.check(tmp_path, name)
+    (tmp_path / "checksums" / "files.json").write_text("{}")
+    with pytest.raises(records.DamagedError, match="missing required field"):
+        checksums.check(tmp_path, "c")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from extras import needs
@@ -10,10 +11,17 @@ from experiments.errors import UserError
 from experiments.scale.metrics import Writer, rows_until
 
 
-def write(out, *steps, begin=0, writes=True, **options):
-    with Writer(out, step=begin, writes=writes, tensorboard=False, **options) as writer:
+def writer(out, *, step=0, before=None, writes=True, tensorboard=False):
+    return Writer(
+        out, step=step, before=before or {}, writes=writes, tensorboard=tensorboard
+    )
+
+
+def write(out, *steps, begin=0, **options):
+    with writer(out, step=begin, **options) as opened:
         for step in steps:
-            writer.write("metrics", step, {"loss": 1.5 / step})
+            opened.write("metrics", step, {"loss": 1.5 / step})
+    return opened.written()
 
 
 def steps_of(out):
@@ -36,8 +44,8 @@ def test_half_a_line_of_a_killed_process_goes(tmp_path):
     write(tmp_path, 1, 2)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-9])
-    assert [row["step"] for row in rows_until(path, 9)] == [1]
-    assert rows_until(tmp_path / "none.jsonl", 9) == []
+    assert rows_until(path, 9) == ([{"step": 1, "loss": 1.5}], "")
+    assert rows_until(tmp_path / "none.jsonl", 9) == ([], "")
 
 
 def test_other_processes_write_nothing(tmp_path):
@@ -47,15 +55,15 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_null(value, tmp_path):
-    with Writer(tmp_path, step=0, writes=True, tensorboard=False) as writer:
-        writer.write("metrics", 1, {"loss": value, "skipped": 3})
+    with writer(tmp_path) as opened:
+        opened.write("metrics", 1, {"loss": value, "skipped": 3})
     assert json.loads(lines(tmp_path)[0]) == {"step": 1, "loss": None, "skipped": 3}
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     needs("tensorboardX")
-    with Writer(tmp_path, step=0, writes=True, tensorboard=True) as writer:
-        writer.write("metrics", 1, {"loss": 0.5})
+    with writer(tmp_path, tensorboard=True) as opened:
+        opened.write("metrics", 1, {"loss": 0.5})
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"metrics/loss" in events.read_bytes()
 
@@ -64,6 +72,53 @@ def test_tensorboard_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with (
         pytest.raises(UserError, match=r"pip install \"jaxbn\[tensorboard\]\""),
-        Writer(tmp_path, step=0, writes=True, tensorboard=True),
+        writer(tmp_path, tensorboard=True),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept", "said"),
+    [
+        (lambda b: b"", [], "it is not what"),
+        (lambda b: b.replace(b'"step": 2', b'"step": \xff'), [1], "line 2: "),
+        (lambda b: b.replace(b"0.75", b"0.74"), [1, 2, 3], "it is not what"),
+        (lambda b: b[b.index(b"\n") + 1 :], [2, 3], "it is not what"),
+        (lambda b: b"5\n" + b, [], "line 1: Expected `object`, got `int`"),
+        (lambda b: b"{}\n" + b, [], "line 1: it has no step"),
+        (lambda b: b.replace(b"0.75", b"[0]"), [1], "line 2: Expected"),
+        (lambda b: b'{"a":' * 9000 + b"\n" + b, [], "line 1: "),
+    ],
+)
+def test_a_damaged_file_is_told_and_kept_aside(damage, kept, said, tmp_path, capsys):
+    before = write(tmp_path, 1, 2, 3)
+    path = tmp_path / "metrics.jsonl"
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    after = write(tmp_path, 4, begin=3, before=before)
+    errors = capsys.readouterr().err
+    assert said in errors and errors.startswith("note: ") and errors.count("\n") == 1
+    assert steps_of(tmp_path) == [*kept, 4]
+    assert (tmp_path / "damaged" / "metrics.jsonl").read_bytes() == damaged
+    write(tmp_path, begin=4, before=after)  # it is told once
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_is_gone_is_told(tmp_path, capsys):
+    before = write(tmp_path, 1)
+    (tmp_path / "metrics.jsonl").unlink()
+    write(tmp_path, 2, begin=1, before=before)
+    assert "and is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffering", [1, 99])  # found in `write`, or at the end
+def test_a_row_that_cannot_be_written_is_one_line(buffering, tmp_path):
+    def fill():
+        with writer(tmp_path) as opened:
+            opened._files["metrics"].close()
+            full = Path("/dev/full").open("a", buffering=buffering)  # noqa: SIM115
+            opened._files["metrics"] = full
+            opened.write("metrics", 1, {"loss": 1})
+
+    with pytest.raises(UserError, match=r"No space left on device\. Make room"):
+        fill()

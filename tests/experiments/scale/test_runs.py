@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import time
 
 import pytest
@@ -15,7 +14,9 @@ from scale_runs import (
     start,
     start_all,
     train,
+    wait_for_a_save,
     wait_for_step,
+    write_idx,
 )
 
 from experiments.__main__ import main
@@ -54,38 +55,67 @@ def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
     assert_close(rows(tmp_path / "run"), rows(whole))
 
 
-def test_data_that_one_process_cannot_read_stop_all(cache, tmp_path):
-    out = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    running = [
-        start(
-            out,
-            cache,
-            coordinator=address,
-            processes=2,
-            process_id=number,
-            cpu_devices=4,
-            source=source,
-        )
-        for number, source in enumerate(("fake", "mnist-idx"))
-    ]
-    codes, errors = end(*running, timeout=120)
+def differing(out, cache, /, *flags, common=None, **options):
+    """Two processes, the second with other options: exit codes and last lines."""
+    both = {"second": (flags, options), **(common or {})}
+    codes, errors = end(*start_all(out, cache, processes=2, **both), timeout=60)
+    return codes, [text.splitlines()[-1] for text in errors]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", 1), ("steps", 13), ("eval_every", 5), ("cpu_devices", 2), ("lr", 0.3)],
+)
+def test_processes_that_disagree_stop_at_once(option, value, cache, tmp_path):
+    codes, said = differing(tmp_path / "run", cache, **{option: value})
+    name = option.replace("_", "-")
+    assert codes == [2, 2] and said[0] == said[1]
+    assert said[0].startswith(f"error: `--{name}` must be the same in all processes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_files_stop_at_once(cache, tmp_path):
+    codes, said = differing(tmp_path / "run", cache, "--resume")
+    assert codes == [2, 2] and said[0].startswith("error: `--resume` must be the same")
+    codes, said = differing(tmp_path / "run", cache, out=tmp_path / "other")
     assert codes == [2, 2]
-    assert "error: All processes must be able to begin" in errors[0]
-    assert "error: `--data-dir` must be a directory" in errors[1]
+    assert said[0].startswith("error: Process 1 must be able to go on, but: `--out` mu")
+    assert said[1].startswith("error: `--out` must be one directory that all processes")
+
+
+def test_data_that_one_process_cannot_read_stop_all(cache, tmp_path):
+    here, other = tmp_path / "here", tmp_path / "other"
+    for folder, count in ((here, 20), (other, 19)):
+        folder.mkdir()
+        write_idx(folder, prefix="train", count=count)
+        write_idx(folder, prefix="t10k", count=20)
+    common = {"source": "mnist-idx", "channels": 1, "data_dir": here}
+    out, options = tmp_path / "run", {"common": common}
+    codes, said = differing(out, cache, data_dir=tmp_path / "none", **options)
+    assert codes == [2, 2]
+    assert "Process 1 must be able to go on, but: `--data-dir` must be" in said[0]
+    assert said[1].startswith("error: `--data-dir` must be a directory")
+    codes, said = differing(out, cache, data_dir=other, **options)
+    assert codes == [2, 2] and said[0] == said[1]
+    assert said[0].startswith("error: The data must be the same in all processes")
     assert not out.exists()
 
 
 def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tmp_path):
-    first, second = start_all(tmp_path / "run", cache, processes=2, log_every=1)
-    wait_for_step(first, 5)
-    second.kill()
-    second.communicate()
-    (code,), (errors,) = end(first, timeout=60)
-    assert code in (3, -signal.SIGABRT)
-    assert "Continue with: python -m experiments train --resume" in errors
+    """The first one keeps JAX's coordinator, the second does not; then while saving."""
+    for lost, saving in ((0, False), (1, False), (0, True), (1, True)):
+        running = start_all(tmp_path / "run", cache, "--resume", processes=2)
+        if saving:
+            wait_for_a_save(tmp_path / "run", running[0])
+        else:
+            wait_for_step(running[0], 1 + 2 * lost)
+        running[lost].kill()
+        codes, errors = end(*running, timeout=60)
+        assert codes[1 - lost] == 3, errors
+        last = errors[1 - lost].splitlines()[-1]
+        assert last.startswith("error: ") and "lost another one" in last
+        assert "Continue with: python -m experiments train" in last
+        assert "--resume" in last and "--process-id" in last
     train(tmp_path / "run", cache, "--resume")
     assert_close(rows(tmp_path / "run"), rows(whole))
 
@@ -136,12 +166,8 @@ def test_ten_kills_change_nothing(cache, tmp_path):
     out, chance, killed = tmp_path / "run", random.Random(0), 0
     while killed < 10:
         running = start(out, cache, "--resume", cpu_devices=8, **options)
-        if killed % 2:  # in the middle of a save
-            folder, begin = out / "checkpoints", time.monotonic()
-            while running.poll() is None and time.monotonic() - begin < 120:
-                if any(not name.isdecimal() for name in _names(folder)):
-                    break
-                time.sleep(0.001)
+        if killed % 2:
+            wait_for_a_save(out, running)
         else:
             time.sleep(chance.uniform(1, 15))
         if running.poll() is not None:  # it was faster than the kill: begin anew
@@ -154,10 +180,6 @@ def test_ten_kills_change_nothing(cache, tmp_path):
         killed += 1
     train(out, cache, "--resume", **options)
     assert results(out) == results(whole)
-
-
-def _names(folder):
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def test_memory_stays_flat_over_a_thousand_steps(cache, tmp_path):

@@ -1,11 +1,10 @@
 """Single sessions of a run in this process, on a network that compiles quickly."""
 
-import gzip
 import json
 
 import jax
-import numpy as np
 import pytest
+from scale_runs import write_idx
 
 from experiments.__main__ import main
 from experiments.scale.profile import Profile
@@ -76,15 +75,6 @@ def test_a_trace_ends_when_the_run_is_interrupted(traces, tmp_path):
     assert traces == ["begin", "end"]
 
 
-def write_idx(folder, *, prefix, count):
-    rng = np.random.default_rng(0)
-    for kind, shape in (("images-idx3", (count, 8, 8)), ("labels-idx1", (count,))):
-        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
-        values = rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
-        path = folder / f"{prefix}-{kind}-ubyte.gz"
-        path.write_bytes(gzip.compress(header + values))
-
-
 def test_data_that_cannot_be_read_leave_no_run(tmp_path, capsys):
     out, folder = tmp_path / "run", tmp_path / "data"
     folder.mkdir()
@@ -133,6 +123,11 @@ def test_what_is_done_with_a_run(tmp_path, capsys):
     words = ["eval", "--out", str(out), "--bn-stats", "batch", "--statistics", "x"]
     refused(words, capsys, "`--bn-stats` must be ema with `--statistics`")
     path = out / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"log_every": 1', '"log_every": 2'))
+    refused(["eval", "--out", str(out)], capsys, "config.json' must be as the run wr")
+    path.write_text(text)
+    (out / "checksums" / "files.json").unlink()
     for key, old, new in (("depth", 8, 14), ("seed", 0, 1)):
         text = path.read_text()
         path.write_text(text.replace(f'"{key}": {old}', f'"{key}": {new}'))

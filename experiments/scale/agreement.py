@@ -1,0 +1,114 @@
+"""What all processes of a run must have in common, compared before anything begins."""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+import experiments
+import jaxbn
+from experiments import environment
+from experiments.errors import UserError, writing
+from experiments.scale import processes
+from experiments.scale.config import ScaleConfig
+from experiments.scale.options import flag, flat
+from experiments.scale.sources import open_source
+
+# Paths may differ between machines; what lies there is compared instead.
+_OWN = ("coordinator", "process_id", "out", "data_dir", "compilation_cache")
+_SOME = 16
+_FOR_A_FILE = 5.0  # seconds that a network file system may need to show a file
+
+
+def check_same(what: Mapping[str, object]) -> None:
+    """Raises `UserError` in all processes unless all give the same values.
+
+    Args:
+        what: names, as a message shows them, to values that JSON can hold.
+    """
+    first, *others = map(json.loads, processes.gather(json.dumps(what)))
+    for number, other in enumerate(others, 1):
+        for name in first:
+            if first[name] != other[name]:
+                raise UserError(
+                    f"{name} must be the same in all processes, got {first[name]} in "
+                    f"process 0 and {other[name]} in process {number}. Start all of "
+                    "them alike."
+                )
+
+
+def options(config: ScaleConfig) -> dict[str, object]:
+    """Returns the options that decide what a run computes, and when it saves."""
+    given = {k: v for k, v in flat(config).items() if k not in _OWN}
+    return {f"`{flag(name)}`": value for name, value in given.items()}
+
+
+def program() -> dict[str, object]:
+    """Returns what computes: the code, its packages, and the settings of JAX."""
+    found = environment.describe()
+    versions = found["packages"].items()
+    return {f"The version of {name}": version for name, version in versions} | {
+        "The code of jaxbn": _code(),
+        "The backend of JAX": found["backend"],
+        "JAX_ENABLE_X64": found["x64"],
+        "JAX_DEFAULT_MATMUL_PRECISION": found["matmul_precision"],
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+        "What jaxbn.implementations() gives": jaxbn.implementations(),
+        "JAXBN_IMPLEMENTATION": os.environ.get("JAXBN_IMPLEMENTATION"),
+    }
+
+
+def data(config: ScaleConfig) -> str:
+    """Returns a hash of some examples, the same for the same data; "" if alone."""
+    total = hashlib.sha256()
+    for split in ("train", "eval") if not processes.alone(config.devices) else ():
+        source = open_source(config.data, split=split)
+        total.update(str(len(source)).encode())
+        for position in np.linspace(0, len(source) - 1, _SOME).astype(int):
+            example = source[int(position)]
+            total.update(example["image"].tobytes())
+            total.update(str((example["image"].shape, example["label"])).encode())
+    return total.hexdigest()[:12]
+
+
+def check_shared(out: Path) -> None:
+    """Raises `UserError` in all processes unless `out` is one directory for all."""
+    path, token = out / ".token", uuid.uuid4().hex
+    try:
+        with processes.all_or_none(), writing(out):
+            if processes.is_first():
+                path.write_text(token)
+        wanted = processes.gather(token)[0]
+        with processes.all_or_none():
+            _find(path, wanted)
+    finally:
+        if processes.is_first():
+            path.unlink(missing_ok=True)
+
+
+def _find(path: Path, wanted: str) -> None:
+    end = time.monotonic() + _FOR_A_FILE
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError):
+            if path.read_text() == wanted:
+                return
+        time.sleep(0.1)
+    raise UserError(
+        f"`--out` must be one directory that all processes share, got '{path.parent}', "
+        "where process 0 does not write. Pass one on a shared file system."
+    )
+
+
+def _code() -> str:
+    total = hashlib.sha256()
+    for package in (jaxbn, experiments):
+        top = Path(str(package.__file__)).parent
+        for path in sorted(top.rglob("*.py")):
+            total.update(str(path.relative_to(top)).encode() + path.read_bytes())
+    return total.hexdigest()[:12]

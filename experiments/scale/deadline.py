@@ -1,0 +1,81 @@
+"""The deadline of every phase of a run of several processes."""
+
+import contextlib
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+from experiments.errors import UserError
+from experiments.scale import config, processes
+from experiments.supervise import LOST
+
+
+class Deadline:
+    """Ends this process if a phase does not end in time. Use it with `with`.
+
+    A phase is a step, saving a checkpoint, compiling: whatever waits for the other
+    processes. A process that is alone has no deadline: nobody can keep it waiting. An
+    error of what talks to the others means the same as silence: one is gone.
+
+    Attributes:
+        devices: how many processes there are, and how long they wait.
+        advice: what to do, the end of the message.
+    """
+
+    def __init__(self, devices: config.Devices, *, advice: str):
+        self.devices, self.advice = devices, advice
+        self._over = threading.Event()
+        self._start("the start", devices.phase_timeout)
+
+    def __enter__(self) -> "Deadline":
+        if not processes.alone(self.devices):
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._over.set()
+        if processes.alone(self.devices) or error is None:
+            return
+        # Ending in order would wait for the others, who may be waiting for this one.
+        if isinstance(error, UserError):
+            processes.leave(str(error), code=2)
+        if processes.lost_another(error):
+            self._leave(f"{type(error).__name__} ({_first_line(error)})")
+        traceback.print_exception(error)
+        processes.leave(
+            f"{self._name()} ended by a mistake of this program, see above", code=1
+        )
+
+    def beat(self, following: str = "a step") -> None:
+        """Says that a step has ended, and another one follows."""
+        self._start(following, self.devices.process_timeout)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Gives a phase that may take longer than a step its own time."""
+        self._start(name, self.devices.phase_timeout)
+        yield
+        self.beat()
+
+    def _start(self, phase: str, seconds: float) -> None:
+        self._phase = phase, seconds, time.monotonic() + seconds
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            phase, seconds, end = self._phase
+            if time.monotonic() > end:
+                self._leave(f"{phase} did not end within {seconds} s")
+
+    def _leave(self, reason: str) -> None:
+        message = f"{self._name()} has lost another one: {reason}. {self.advice}"
+        processes.leave(message, code=LOST)
+
+    def _name(self) -> str:
+        if self.devices.process_id is None:
+            return "this process"
+        return f"process {self.devices.process_id} of {self.devices.processes}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200].rstrip(".")
