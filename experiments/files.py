@@ -1,9 +1,11 @@
 """Writes files that are either the old ones or the new ones, never half of each."""
 
+import contextlib
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,21 @@ def make_folder(folder: Path, *, option: str = "--out") -> None:
             pass
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content` in one step."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives another name to write to, and moves what is there to `path` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` in one step."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,10 @@ def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
     if problems:
         return problems
     loaded["summary.csv"] = _cells(loaded["summary.csv"])
-    effects, verdicts = store.conclude(wanted, rows, config)
+    try:
+        effects, verdicts = store.conclude(wanted, rows, config)
+    except (LookupError, TypeError, ValueError) as error:
+        return [f"runs.jsonl: no verdicts follow from it: {error!r:.200}"]
     again = {
         "summary.csv": _cells(store.summary(lines)),
         "effects.json": effects,

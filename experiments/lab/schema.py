@@ -1,7 +1,7 @@
 """What the files of a run hold: names, types, allowed values."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -9,7 +9,8 @@ from experiments import records
 
 SCHEMA = 1
 
-Number = int | float
+# Of JSON also integers that no float can hold.
+Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | float
 _Interval = list[Number | None] | None
 
 
@@ -93,9 +94,23 @@ class _Config(_Strict):
     data_dir: str | None
 
 
+class _Commit(_Strict):
+    commit: str
+    dirty: bool
+
+
+class _Environment(msgspec.Struct):
+    """What the page shows of it."""
+
+    python: str
+    cpu_count: int | None
+    packages: dict[str, str | None]
+    git: _Commit | None
+
+
 FILES: dict[str, Any] = {
     "config.json": _Config,
-    "environment.json": dict[str, Any],
+    "environment.json": _Environment,
     "runs.jsonl": Row,
     "summary.csv": str,
     "effects.json": _Effects,

@@ -6,15 +6,17 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors  # noqa: F401  missing when a command begins, not when it ends
 
 from experiments import files
-from experiments.errors import UserError
+from experiments.errors import UserError, writing
 from experiments.scale import saved
 from experiments.scale.config import ScaleConfig
 from experiments.scale.network import Network, Variables
 from jaxbn.interop import read_safetensors, write_safetensors
 
 _STATISTICS = "batch_stats.safetensors"
+_MAKE = "Make new ones with python -m experiments recalibrate."
 
 
 def load_run(
@@ -57,8 +59,9 @@ def _in_use(path: Path) -> bool:
 
 
 def write_tree(path: Path, tree: Any) -> None:
-    """Writes nested dictionaries of arrays as a safetensors file."""
-    write_safetensors(path, {"/".join(k): np.asarray(v) for k, v in _flat(tree)})
+    """Writes nested dictionaries of arrays as a safetensors file, all or nothing."""
+    with writing(path.parent, option="--to"), files.replacing(path) as new:
+        write_safetensors(new, {"/".join(k): np.asarray(v) for k, v in _flat(tree)})
 
 
 def read_tree(path: Path, *, like: Any) -> Any:
@@ -71,16 +74,30 @@ def read_tree(path: Path, *, like: Any) -> Any:
         found = read_safetensors(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"'{path}' must be a file with running statistics: {error} Make one with "
-            "python -m experiments recalibrate."
+            f"'{path}' must be a file with running statistics: {error} {_MAKE}"
         ) from error
-    wanted = {"/".join(key): np.shape(leaf) for key, leaf in _flat(like)}
-    if {name: leaf.shape for name, leaf in found.items()} != wanted:
+    wanted = {"/".join(key): leaf for key, leaf in _flat(like)}
+    if found.keys() != wanted.keys():
         raise UserError(
-            f"'{path}' must have the statistics of this network, but has others. Make "
-            "new ones with python -m experiments recalibrate."
+            f"'{path}' must have the statistics of this network, but has others. "
+            f"{_MAKE}"
         )
+    for name, leaf in wanted.items():
+        _check(path, name, found[name], leaf)
     return _filled(like, found, ())
+
+
+def _check(path: Path, name: str, found: np.ndarray, like: Any) -> None:
+    kind, wanted = (f"{leaf.dtype}{list(leaf.shape)}" for leaf in (found, like))
+    if kind != wanted:
+        raise UserError(f"'{path}' must have {name} as {wanted}, got {kind}. {_MAKE}")
+    if not np.isfinite(found).all():
+        raise UserError(f"'{path}' must have finite values of {name}. {_MAKE}")
+    # Variances and counts; a mean may be anything.
+    if not name.endswith("mean") and found.min(initial=0) < 0:
+        raise UserError(
+            f"'{path}' must have no negative {name}, got {found.min():.3g}. {_MAKE}"
+        )
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()):

@@ -104,13 +104,14 @@ def _examples(
     source: Source, positions: np.ndarray, data: config.Data
 ) -> tuple[list[np.ndarray], np.ndarray]:
     examples = [source[position] for position in positions]
+    for position, example in zip(positions, examples, strict=True):
+        if example["label"] >= data.classes:
+            raise UserError(
+                f"`--classes` must be larger than every label, got {data.classes} and "
+                f"the label {example['label']} of example {position}. Pass the number "
+                "of classes of the data."
+            )
     labels = np.array([example["label"] for example in examples], np.int32)
-    wrong = labels[(labels < 0) | (labels >= data.classes)]
-    if wrong.size:
-        raise UserError(
-            f"`--classes` must be larger than every label, got {data.classes} and the "
-            f"label {wrong[0]}. Pass the number of classes of the data."
-        )
     return [example["image"] for example in examples], labels
 
 

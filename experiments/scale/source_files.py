@@ -1,8 +1,8 @@
 """Data sets in files of this machine: CIFAR, MNIST and ArrayRecord."""
 
+import contextlib
 import importlib
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import idx
 from experiments.errors import UserError
-from experiments.scale import config
+from experiments.scale import config, images
 
 Split = Literal["train", "eval"]
 
@@ -64,7 +64,7 @@ def cifar_binary(data: config.Data, split: Split) -> Arrays:
     folder = directory(data)
     inner = folder / "cifar-10-batches-bin"
     folder = inner if inner.is_dir() else folder
-    images, labels = [], []
+    parts, labels = [], []
     for name in _CIFAR[split]:
         path = _existing(folder / name, "cifar-binary")
         if not path.stat().st_size or path.stat().st_size % _CIFAR_RECORD:
@@ -72,21 +72,26 @@ def cifar_binary(data: config.Data, split: Split) -> Arrays:
                 f"`{path}` must consist of records of {_CIFAR_RECORD} bytes, got "
                 f"{path.stat().st_size} bytes. Copy the file again."
             )
-        records = np.memmap(path, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
+        try:
+            records = np.memmap(path, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
+        except OSError as error:
+            raise UserError(
+                f"`{path}` must be a readable file, got: {short(error)} Copy it again."
+            ) from error
         if records[:, 0].max() > 9:
             raise UserError(
                 f"`{path}` must have labels from 0 to 9, got {records[:, 0].max()}. "
                 "Pass the binary version of CIFAR-10."
             )
-        images.append(records[:, 1:].reshape(-1, 3, 32, 32))
+        parts.append(records[:, 1:].reshape(-1, 3, 32, 32))
         labels.append(records[:, 0])
-    return Arrays(tuple(images), tuple(labels), channels_first=True)
+    return Arrays(tuple(parts), tuple(labels), channels_first=True)
 
 
 def mnist_idx(data: config.Data, split: Split) -> Arrays:
     """MNIST and its kin: IDX files of images and labels, plain or compressed (.gz)."""
-    images, labels = idx.labelled(directory(data), _MNIST[split])
-    return Arrays((images[..., None],), (labels,))
+    grey, labels = idx.labelled(directory(data), _MNIST[split])
+    return Arrays((grey[..., None],), (labels,))
 
 
 @dataclass(frozen=True)
@@ -101,21 +106,33 @@ class ArrayRecords:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        import msgpack
-
-        try:
-            raw = self.records[inside(index, len(self))]
-            record = msgpack.unpackb(raw)
+        index = inside(index, len(self))
+        with reading(f"Record {index} of `{self.where}`", "Write it again."):
+            record = _unpacked(self.records[index])
             image, shape = record["image"], record.get("shape")
             if shape is not None:
+                shape = images.shape_of(shape)
                 image = np.frombuffer(image, np.uint8).reshape(shape)
-            image = decoded(image, channels=self.channels)
-            return {"image": image, "label": int(record["label"])}
-        except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"Record {index} of `{self.where}` must be a map of image and label, "
-                f"got: {short(error)} Write it with write_array_record."
-            ) from error
+            return images.example(image, record["label"], channels=self.channels)
+
+
+def _unpacked(raw: bytes) -> dict[str, Any]:
+    import msgpack
+
+    # A byte can be a list, which takes 64: of those in each other nothing bounds them.
+    record = msgpack.unpackb(
+        raw, max_array_len=8, max_map_len=16, list_hook=_flat, object_hook=_flat
+    )
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__} instead of a map")
+    return record
+
+
+def _flat(value: Any) -> Any:
+    items = value.values() if isinstance(value, dict) else value
+    if any(isinstance(item, dict | type(value)) for item in items):
+        raise ValueError("lists in lists or maps in maps")
+    return value
 
 
 def array_record(data: config.Data, split: Split) -> ArrayRecords:
@@ -149,37 +166,22 @@ def write_array_record(path: Path, examples: Iterable[dict[str, Any]]) -> None:
         path: the file, `train*.arrayrecord` or `eval*.arrayrecord`.
         examples: dictionaries of "label" and "image", which is the bytes of a file or
             uint8 (height, width, channels).
+
+    Raises:
+        ValueError: if an image or a label is something else.
     """
     import msgpack
 
     # Groups of one record: random access reads no more than it is asked for.
     writer = _array_record("module").ArrayRecordWriter(str(path), "group_size:1")
     for example in examples:
-        image, record = example["image"], {"label": int(example["label"])}
+        image, record = example["image"], {"label": images.class_of(example["label"])}
         if not isinstance(image, bytes):
-            image = np.asarray(image, np.uint8)
+            image = images.checked(image)
             record |= {"shape": list(image.shape)}
             image = image.tobytes()
         writer.write(msgpack.packb(record | {"image": image}))
     writer.close()
-
-
-def decoded(image: Any, *, channels: int) -> np.ndarray:
-    """An image as uint8 (height, width, channels).
-
-    Args:
-        image: an array, an image of PIL, or the bytes of a file such as JPEG or PNG.
-        channels: 1 or 3, for what has to be decoded. Arrays stay as they are, except
-            that grey ones get a channel.
-    """
-    if isinstance(image, bytes):
-        from PIL import Image
-
-        image = Image.open(io.BytesIO(image))
-    if hasattr(image, "convert"):
-        image = image.convert("L" if channels == 1 else "RGB")
-    image = np.asarray(image, np.uint8)
-    return image[..., None] if image.ndim == 2 else image
 
 
 def directory(data: config.Data) -> Path:
@@ -198,6 +200,22 @@ def inside(index: Any, size: int) -> int:
     if not 0 <= index < size:
         raise IndexError(f"`index` must be in [0, {size}), got {index}.")
     return index
+
+
+@contextlib.contextmanager
+def reading(what: str, advice: str) -> Iterator[None]:
+    """Around what reads an example: every error is one of the user's data.
+
+    Args:
+        what: which example.
+        advice: what to do.
+    """
+    try:
+        yield
+    except Exception as error:  # of a library, which may raise anything
+        raise UserError(
+            f"{what} must be an image and its label, got: {short(error)} {advice}"
+        ) from error
 
 
 def short(error: Exception) -> str:

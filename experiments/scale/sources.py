@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.scale import config, source_files
-from experiments.scale.source_files import Split, decoded, inside, short
+from experiments.scale import config, images, source_files
+from experiments.scale.source_files import Split, inside, reading, short
 
 Example = dict[str, Any]
 
@@ -98,20 +98,25 @@ class Table:
         rows: random access to dictionaries.
         image, label: the keys.
         channels: channels of images that have to be decoded.
+        where: the data set, in messages.
     """
 
     rows: Any
     image: str
     label: str
     channels: int
+    where: str
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index):
-        row = self.rows[inside(index, len(self))]
-        image = decoded(row[self.image], channels=self.channels)
-        return {"image": image, "label": int(row[self.label])}
+        index = inside(index, len(self))
+        with reading(f"Row {index} of {self.where}", "Correct the data set."):
+            row = self.rows[index]
+            return images.example(
+                row[self.image], row[self.label], channels=self.channels
+            )
 
 
 def _tfds(data: config.Data, split: Split) -> Source:
@@ -131,7 +136,7 @@ def _tfds(data: config.Data, split: Split) -> Source:
             f"tfds build {name} --file_format=array_record."
         ) from error
     keys = info.supervised_keys or ("image", "label")
-    return Table(rows, keys[0], keys[1], data.channels)
+    return Table(rows, keys[0], keys[1], data.channels, f"`--dataset {name}`")
 
 
 def _hf(data: config.Data, split: Split) -> Source:
@@ -162,7 +167,9 @@ def _hf(data: config.Data, split: Split) -> Source:
     rows = splits[name]
     image = _key(rows.column_names, ("image", "img"), what)
     label = _key(rows.column_names, ("label", "labels", "fine_label"), what)
-    return Table(rows.select_columns([image, label]), image, label, data.channels)
+    images.pillow()  # which the library asks, too
+    rows = rows.select_columns([image, label])
+    return Table(rows, image, label, data.channels, what)
 
 
 def _evaluation(splits: Any, what: str) -> str:

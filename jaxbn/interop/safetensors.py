@@ -1,11 +1,7 @@
-"""Reads and writes safetensors files, without a dependency.
+"""Reads and writes safetensors files, by the library of that name."""
 
-The format: the size of the header (8 bytes, little endian), the header (JSON, from name
-to type, shape and place), the bytes of all arrays.
-"""
-
+import importlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,19 +13,29 @@ import numpy as np
 from jaxbn.core.values import shown
 from jaxbn.interop import arguments
 
-_TYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
+# The library itself reads into NumPy only types that NumPy has a name for.
+_TYPES = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": jnp.bfloat16,
+        "F8_E4M3": jnp.float8_e4m3fn,
+        "F8_E5M2": jnp.float8_e5m2,
+        "F8_E8M0": jnp.float8_e8m0fnu,
+        "C64": np.complex64,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
 }
-_NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -39,9 +45,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         path: the file.
 
     Returns:
-        NumPy arrays.
+        NumPy arrays, in the order of the header.
 
     Raises:
+        ImportError: if the package safetensors is missing.
         TypeError: if `path` is no path.
         ValueError: if the file is damaged or of another format, or an array has a type
             that NumPy and JAX lack.
@@ -53,32 +60,104 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ...     jaxbn.interop.read_safetensors(f"{folder}/w")
         {'weight': array([1., 1.], dtype=float32)}
     """
-    content = _file(path).read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    if not 8 < start <= len(content):
-        raise _damaged(path, f"{len(content)} bytes for a header that ends at {start}")
+    file, library = _file(path), _library("safetensors")
+    content = file.read_bytes()
     try:
-        header = json.loads(content[8:start], object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "a header that cannot be read") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, f"a header that is a {type(header).__name__}")
-    header.pop("__metadata__", None)
-    data = memoryview(content)[start:]  # a slice of bytes would be a copy
-    places = [_place(path, name, entry) for name, entry in header.items()]
-    end = 0
-    for begin, next_end in sorted(places):
-        if begin != end:
-            raise _damaged(path, f"an array at {begin} where one at {end} was due")
-        end = next_end
-    if end != len(data):
-        raise _damaged(path, f"{len(data)} bytes of arrays instead of {end}")
-    return {
-        name: np.frombuffer(data[slice(*place)], _TYPES[entry["dtype"]]).reshape(
-            entry["shape"]
+        entries = dict(library.deserialize(content))
+        names = _names(content)
+    except (library.SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return {name: _read(path, name, **entries[name]) for name in names}
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Writes arrays to a safetensors file.
+
+    Args:
+        path: the file; replaced if it exists.
+        arrays: NumPy or JAX arrays, or tensors, by name, for example from `to_torch`.
+
+    Raises:
+        ImportError: if the package safetensors is missing.
+        TypeError: if an argument is of another kind.
+        ValueError: if an array has a type or a name that the format lacks.
+
+    Example:
+        >>> import tempfile
+        >>> state = jaxbn.init_state(2)
+        >>> layer = jaxbn.interop.Layer(state, axis=1, unbiased=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/w"
+        ...     jaxbn.interop.write_safetensors(path, jaxbn.interop.to_torch(layer))
+        ...     sorted(jaxbn.interop.read_safetensors(path))
+        ['num_batches_tracked', 'running_mean', 'running_var']
+    """
+    file = _file(path)
+    arguments.mapping("arrays", arrays, "Its keys are the names of the arrays.")
+    found = {name: _values(name, value) for name, value in arrays.items()}
+    file.write_bytes(_library("safetensors.numpy").save(found))
+
+
+def _values(name: Any, value: Any) -> np.ndarray:
+    # What the library does not ask: it writes files that it cannot read again.
+    if not isinstance(name, str) or name == "__metadata__" or _lone(name):
+        raise ValueError(
+            "`arrays` must have strings as names, of which the format keeps "
+            f"'__metadata__' for text, got {name!r}. Rename the array."
         )
-        for (name, entry), place in zip(header.items(), places, strict=True)
-    }
+    values = arguments.host(f"`arrays[{name!r}]`", value)
+    if values.dtype.newbyteorder("=") not in _TYPES.values():
+        raise ValueError(
+            f"`arrays` must be of types {', '.join(_TYPES)}, got {values.dtype} for "
+            f"{name!r}. Convert it first."
+        )
+    # It takes the memory as it lies, whatever the strides.
+    return np.asarray(values, order="C")
+
+
+def _lone(name: str) -> bool:
+    """Whether there is half of a pair of surrogates, of which UTF-8 has none."""
+    return name.encode(errors="ignore").decode() != name
+
+
+def _read(path: Any, name: str, *, dtype: str, shape: list, data: Any) -> np.ndarray:
+    if dtype not in _TYPES:
+        raise ValueError(
+            f"`path` must hold arrays of types {', '.join(_TYPES)}, got {dtype} for "
+            f"{name!r:.80}. Convert the file first."
+        )
+    try:
+        return np.frombuffer(data, _TYPES[dtype]).reshape(shape)
+    except ValueError as error:  # of shapes that no array has
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Any, error: Exception) -> ValueError:
+    reason = str(error).removeprefix("Error while deserializing: ")[:200].rstrip(".")
+    return ValueError(
+        f"`path` must be a safetensors file, got {str(path)!r}: {reason}. It is cut "
+        "off, damaged or of another format: files of `torch.save` are read by "
+        "`torch.load`."
+    )
+
+
+def _names(content: bytes) -> list[str]:
+    """The names in a header that the library accepts, which gives them in any order.
+
+    Raises:
+        ValueError: if one occurs twice: of such arrays the library takes the last.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice in the header")
+        return dict(pairs)
+
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end], object_pairs_hook=unique)
+    return [name for name in header if name != "__metadata__"]
 
 
 def _file(path: Any) -> Path:
@@ -94,87 +173,11 @@ def _file(path: Any) -> Path:
     return Path(path)
 
 
-def _damaged(path: Any, what: str) -> ValueError:
-    return ValueError(
-        f"`path` must be a safetensors file, got {what} in {str(path)!r}. It is cut "
-        "off, damaged or of another format: files of `torch.save` are read by "
-        "`torch.load`."
-    )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
-
-
-def _place(path: Any, name: str, entry: Any) -> tuple[int, int]:
-    """Where the bytes of an array begin and end, if the entry makes sense."""
-    fields = {"dtype", "shape", "data_offsets"}
-    if not isinstance(entry, dict) or entry.keys() != fields:
-        raise _damaged(path, f"no type, shape and place for {name!r}")
-    kind, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if kind not in _NAMES.values():
-        raise ValueError(
-            f"`path` must hold arrays of types {', '.join(_TYPES)}, got {kind!r} for "
-            f"{name!r}. Convert the file first."
-        )
-    lists = isinstance(shape, list) and isinstance(span, list) and len(span) == 2
-    if not lists or not all(type(n) is int and n >= 0 for n in (*shape, *span)):
-        raise _damaged(path, f"shape {shape!r} at {span!r} for {name!r}")
-    if span[1] - span[0] != math.prod(shape) * np.dtype(_TYPES[kind]).itemsize:
-        raise _damaged(path, f"shape {shape!r} of {kind} at {span!r} for {name!r}")
-    return span[0], span[1]
-
-
-def write_safetensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
-) -> None:
-    """Writes arrays to a safetensors file.
-
-    Args:
-        path: the file; replaced if it exists.
-        arrays: NumPy or JAX arrays, or tensors, by name, for example from `to_torch`.
-
-    Raises:
-        TypeError: if an argument is of another kind.
-        ValueError: if an array has a type that the format lacks.
-
-    Example:
-        >>> import tempfile
-        >>> state = jaxbn.init_state(2)
-        >>> layer = jaxbn.interop.Layer(state, axis=1, unbiased=True)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = f"{folder}/w"
-        ...     jaxbn.interop.write_safetensors(path, jaxbn.interop.to_torch(layer))
-        ...     sorted(jaxbn.interop.read_safetensors(path))
-        ['num_batches_tracked', 'running_mean', 'running_var']
-    """
-    file = _file(path)
-    arguments.mapping("arrays", arrays, "Its keys are the names of the arrays.")
-    header, parts, place = {}, [], 0
-    for name, value in arrays.items():
-        if not isinstance(name, str) or name == "__metadata__":
-            raise ValueError(
-                "`arrays` must have strings as names, of which the format keeps "
-                f"'__metadata__' for text, got {name!r}. Rename the array."
-            )
-        values = arguments.host(f"`arrays[{name!r}]`", value)
-        values = np.ascontiguousarray(values).reshape(values.shape)
-        kind = _name(values.dtype, name)
-        span = [place, place := place + values.nbytes]
-        header[name] = {"dtype": kind, "shape": values.shape, "data_offsets": span}
-        parts.append(values.tobytes())
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    size = len(text).to_bytes(8, "little")
-    file.write_bytes(b"".join([size, text, *parts]))
-
-
-def _name(kind: np.dtype, name: str) -> str:
-    if kind not in _NAMES:
-        raise ValueError(
-            f"`arrays` must be of types {', '.join(_TYPES)}, got {kind} for {name!r}. "
-            "Convert it first."
-        )
-    return _NAMES[kind]
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            "safetensors files must be read and written by the package safetensors, "
+            'got none. Install it: pip install "jaxbn[safetensors]".'
+        ) from error

@@ -3,12 +3,14 @@
 import functools
 import gzip
 import random
+import struct
+import tracemalloc
 
 import mnist1d.data
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments import data, idx
 from experiments.errors import UserError
 from experiments.lab import splits
 from experiments.lab.engine import Plan, batches, train
@@ -100,7 +102,7 @@ def test_damaged_compressed_data_are_refused(tmp_path):
     write_mnist(tmp_path, packed=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     content = bytearray(path.read_bytes())
-    content[20:60] = b"\xff" * 40  # zlib.error, not one of gzip
+    content[-60:-20] = b"\xff" * 40  # zlib.error, not one of gzip
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"ubyte.gz` must be a readable file"):
         splits.mnist(tmp_path, starts=1, seed=0)
@@ -170,3 +172,66 @@ def test_mnist1d_leaves_the_global_generators_alone_and_its_test_rows_are_new(
     assert [len(part[0]) for part in found[2:]] == [4000, 1000, 4000]
     old = {row.tobytes() for row in found.inputs[:5000]}
     assert not any(row.tobytes() in old for row in found.inputs[5000:])
+
+
+def header(*shape, kind=8):
+    return struct.pack(f">4B{len(shape)}I", 0, 0, kind, len(shape), *shape)
+
+
+IMAGE = header(1, 28, 28) + bytes(784)
+BOMB = header(2**21, 32, 32)
+HOSTILE = {
+    "nothing": (b"", "must begin as an IDX file .* got nothing"),
+    "a cut header": (header(1, 28), "must begin as an IDX file"),
+    "other types": (header(1, 28, 28, kind=13), "got 00 00 0d 03"),
+    "too few values": (IMAGE[:-1], "must have 784 values .* got 783"),
+    "too many values": (IMAGE + b"1", "must have 784 values .* got more"),
+    "no height": (header(3, 0, 28), r"images with pixels, got the size \[0, 28\]"),
+    "no width": (header(3, 28, 0), r"images with pixels, got the size \[28, 0\]"),
+    "2 GiB announced": (BOMB, "must have 2147483648 values .* got 0"),
+    "10^12 announced": (header(10**6, 10**3, 10**3), "at most 2 GiB .* got 10{12}"),
+    "2^96 announced": (header(*[2**32 - 1] * 3), "at most 2 GiB of values, got 79"),
+}
+PACKED = {
+    **{name: (gzip.compress(raw), text) for name, (raw, text) in HOSTILE.items()},
+    "2 GiB announced": (gzip.compress(BOMB), r"to less than 1 / 200, got \d+ bytes"),
+    "a bomb": (gzip.compress(BOMB + bytes(2**24)), r"to less than 1 / 200, got \d+"),
+    "a bomb after the values": (gzip.compress(IMAGE + bytes(2**24)), "got more"),
+    "no gzip": (IMAGE, "must be a readable file"),
+    "a cut checksum": (gzip.compress(IMAGE)[:-2], "not one whole gzip stream"),
+    "a cut stream": (gzip.compress(IMAGE)[:-10], "not one whole gzip stream"),
+    "another checksum": (gzip.compress(IMAGE)[:-8] + bytes(8), "must be a readable"),
+    "more behind": (gzip.compress(IMAGE) + b"garbage", "not one whole gzip stream"),
+    "two streams": (gzip.compress(IMAGE) * 2, "not one whole gzip stream"),
+    "values in two": (
+        gzip.compress(IMAGE[:100]) + gzip.compress(IMAGE[100:]),
+        "not one whole gzip stream",
+    ),
+}
+CASES = {
+    **{name: ("", *case) for name, case in HOSTILE.items()},
+    **{f"{name}, packed": (".gz", *case) for name, case in PACKED.items()},
+}
+
+
+@pytest.mark.parametrize(("end", "content", "message"), CASES.values(), ids=CASES)
+def test_hostile_files_are_refused_before_they_take_memory(
+    tmp_path, end, content, message
+):
+    (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message) as error:
+            splits.mnist(tmp_path, starts=1, seed=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value)
+    assert peak < 2**20
+
+
+def test_files_of_labels_in_order_may_be_small(tmp_path):
+    many = 2**20
+    values = header(many) + bytes(many)
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(values))
+    assert len(idx._read(tmp_path / "train-labels-idx1-ubyte", rank=1)) == many

@@ -4,13 +4,18 @@ import importlib
 import itertools
 import json
 import pkgutil
+import re
+import types
 from pathlib import Path
 
 import pytest
 
-from experiments import claims
+from experiments import claims, report
 from experiments.claims import experiments
+from experiments.lab import figures, page, schema
+from experiments.lab.experiment import Quote
 from experiments.lab.page import number
+from experiments.records import DamagedError
 from experiments.verify import verify
 
 NAMES = [m.name for m in pkgutil.iter_modules(claims.__path__)]
@@ -95,3 +100,69 @@ def test_the_committed_results_follow_from_their_runs():
     if not (top / "results").is_dir():
         pytest.skip("not a checkout")
     assert verify(top / "results/quick") == []
+
+
+EVIL = """<script>alert(1)</script>"><img src=x onerror=1>' onload='1 {text} &amp;"""
+
+
+def spoiled(value):
+    """The content of a file with every text in it replaced; verdicts are checked."""
+    if isinstance(value, dict):
+        kept = {"verdict", "experiment"}
+        return {k: v if k in kept else spoiled(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spoiled(item) for item in value]
+    return EVIL if isinstance(value, str) else value
+
+
+def test_what_comes_from_files_is_never_a_tag_of_the_page():
+    folder = Path(claims.__path__[0]).parents[1] / "results/quick"
+    if not folder.is_dir():
+        pytest.skip("not a checkout")
+    texts = ("number", "title", "alt", "literature")
+    loaded = {n: json.loads((folder / n).read_text()) for n in report._FILES}
+
+    def draw(figure):
+        axes = figure.subplots()
+        axes.plot([1], label=EVIL)
+        axes.set_title(EVIL)
+        axes.legend()
+
+    def made(loaded, text):
+        svg, _, _ = figures.render(draw, salt="x", size=(16, 9))
+        one = types.SimpleNamespace(name="convergence", **dict.fromkeys(texts, text))
+        one.quotes, one.document = [Quote(text, text)], f"\n\n{text}"
+        return page.page([one], {"forest": svg, one.name: svg}, loaded)
+
+    clean, bad = made(loaded, "text"), made(spoiled(loaded), EVIL)
+    tag = re.compile(r"""<(?:"[^"]*"|'[^']*'|[^'">])*>""")
+    assert bad.count("&lt;script&gt;") > 100 and "{text}" in bad
+    assert re.findall("<[^ >]*", bad) == re.findall("<[^ >]*", clean)
+    for found in tag.findall(bad):
+        bare = re.sub(r"""=("[^"]*"|'[^']*')""", "", found)
+        assert not re.search(r"\son\w+", bare), found
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("environment.json", ("git",), "text"),
+        ("environment.json", ("git", "commit"), 3),
+        ("environment.json", ("packages",), ["jax"]),
+        ("config.json", ("preset",), ["quick"]),
+        ("timings.json", ("seconds",), 10**400),
+        ("timings.json", ("seconds",), float("nan")),
+        ("timings.json", ("schema",), {}),
+    ],
+)
+def test_files_with_other_types_are_not_those_of_a_run(tmp_path, name, path, value):
+    folder = Path(claims.__path__[0]).parents[1] / "results/quick"
+    if not folder.is_dir():
+        pytest.skip("not a checkout")
+    content = inner = schema.load(folder / name)
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DamagedError, match=r"^'.*' must be whole, but: .*\.$"):
+        schema.load(tmp_path / name)

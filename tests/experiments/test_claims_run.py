@@ -211,6 +211,7 @@ def test_verify_accepts_a_finished_run(finished, capsys):
         ("effects.json", '"mean": ', '"mean": 1', "does not follow"),
         ("runs.jsonl", '"start": 1', '"start": 0', "lacks"),
         ("runs.jsonl", '"schema": 1', '"schema": 2', "line 1: Invalid enum value 2"),
+        ("runs.jsonl", '"metrics": {"', '"metrics": {"x', "no verdicts follow from"),
         ("summary.csv", "spectrum", "spektrum", "does not follow"),
     ],
 )

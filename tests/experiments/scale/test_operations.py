@@ -214,6 +214,40 @@ def test_statistics_are_written_and_read(tmp_path):
         arrays.read_tree(path, like=variables.batch_stats)
 
 
+@pytest.mark.parametrize(
+    ("leaf", "values", "message"),
+    [
+        (
+            "var",
+            np.ones(16, np.int32),
+            r"stem_norm/var as float32\[16\], got int32\[16\]",
+        ),
+        ("mean", np.zeros(16), r"stem_norm/mean as float32\[16\], got float64\[16\]"),
+        ("mean", np.zeros((16, 1), np.float32), r"got float32\[16, 1\]"),
+        ("mean", np.float32([np.nan] * 16), "must have finite values of .*norm/mean"),
+        ("var", np.float32([np.inf] * 16), "must have finite values of .*norm/var"),
+        ("count", np.float32([-np.inf] * 16), "must have finite values of .*count"),
+        (
+            "var",
+            np.float32([1] * 15 + [-1e-9]),
+            "must have no negative .*var, got -1e-",
+        ),
+        ("count", np.float32([-1] * 16), "must have no negative .*norm/count, got -1"),
+    ],
+)
+def test_statistics_that_no_data_have_are_refused(
+    tmp_path, monkeypatch, leaf, values, message
+):
+    _, variables = made()
+    found = jax.tree.map(np.asarray, variables.batch_stats)
+    found["stem_norm"][leaf] = values
+    arrays.write_statistics(tmp_path, found, {})
+    monkeypatch.setattr(arrays.saved, "load_run", lambda out: (None, None, variables))
+    with pytest.raises(UserError, match=message) as error:
+        arrays.load_run(tmp_path, statistics=tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_results_never_go_into_a_directory_in_use(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="`--to` must be a new or an empty directory"):

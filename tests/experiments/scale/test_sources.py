@@ -279,7 +279,7 @@ def test_a_damaged_array_record_is_named(tmp_path):
     writer.write(b"\x81\xa5label\x01")
     writer.close()
     source = open_source(data("arrayrecord", tmp_path), split="eval")
-    with pytest.raises(UserError, match=r"Record 0 of .* must be a map of image and"):
+    with pytest.raises(UserError, match=r"Record 0 of .* must be an image and its"):
         source[0]
 
 
