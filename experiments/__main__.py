@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments import supervise
-from experiments.errors import UserError
+from experiments.common import supervise
+from experiments.common.errors import UserError
 
 
 class Command(NamedTuple):
@@ -29,28 +29,28 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(
-        "experiments.train",
+        "experiments.digits.train",
         "TrainConfig",
         "trains a small residual net with and without a normalization; with "
         "--config NAME a ResNet, on one device or many hosts",
     ),
     "run": Command(
-        "experiments.study",
+        "experiments.claims.study",
         "RunConfig",
         "measures what is claimed about batch normalization, with verdicts",
     ),
     "verify": Command(
-        "experiments.verify",
+        "experiments.claims.verify",
         "VerifyConfig",
         "checks the files of a run and derives its verdicts again",
     ),
     "report": Command(
-        "experiments.report",
+        "experiments.claims.report",
         "ReportConfig",
         "makes one page of a run, with figures",
     ),
     "bench": Command(
-        "experiments.bench",
+        "experiments.bench.main",
         "BenchConfig",
         "measures jaxbn next to other libraries: errors, time, memory",
     ),
@@ -75,7 +75,7 @@ COMMANDS = {
         "exports a trained ResNet as one file, and checks it",
     ),
     "collectives": Command(
-        "experiments.scale.collectives",
+        "experiments.collectives.main",
         "CollectivesConfig",
         "counts what the devices of a training step exchange, against a model",
     ),
@@ -140,7 +140,7 @@ def _run(name: str, options: list[str]) -> int:
         )
     command, prog = COMMANDS[name], f"python -m experiments {name}"
     try:
-        parse = importlib.import_module("experiments.options").parse
+        parse = importlib.import_module("experiments.common.options").parse
         named = _named(name, options)
         if named != _DIGITS:
             command = _AT_SCALE

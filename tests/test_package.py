@@ -21,7 +21,7 @@ import jaxbn
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxbn"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+experiments = sorted((ROOT / "experiments").rglob("*.py"))
 FUNCTIONS = {
     "batch_norm", "batch_norm_inference", "implementations", "init_state", "merge",
     "moments", "normalize", "recompute_policy", "update",
@@ -118,7 +118,7 @@ def private_imports(file):
 
 
 def test_experiments_import_public_names_only():
-    assert violations(EXPERIMENTS, private_imports) == {}
+    assert violations(experiments, private_imports) == {}
 
 
 def private_of_jax(file):
@@ -127,7 +127,7 @@ def private_of_jax(file):
 
 
 def test_nothing_private_of_jax_is_used():
-    found = violations(SOURCES + EXPERIMENTS, private_of_jax)
+    found = violations(SOURCES + experiments, private_of_jax)
     # The rules of `checkify` are in a table that has no public name.
     assert found == {"jaxbn/core/interpreters.py": ["jax._src.checkify"]}
 

@@ -3,8 +3,8 @@
 import importlib
 import pkgutil
 
-from experiments.errors import UserError
-from experiments.lab.experiment import Experiment
+from experiments.claims.lab.experiment import Experiment
+from experiments.common.errors import UserError
 
 
 def experiments() -> dict[str, Experiment]:

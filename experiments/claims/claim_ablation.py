@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 
 import jaxbn
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import freeze_hidden, mlp
-from experiments.lab.rows import Row, row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import freeze_hidden, mlp
+from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.table import Table
 
 TRAINED = ("none", "bn", "no affine", "mean only", "no gradient", "affine only")
 SMALLEST = 1.2e-38

@@ -16,13 +16,13 @@ Runtime: quick about 150 s on two busy cores (standard: twice that).
 
 import numpy as np
 
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Net, Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import conv, mlp
-from experiments.lab.recurrent import normalized_lstm, plain_lstm
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, splits
+from experiments.claims.lab.engine import Net, Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import conv, mlp
+from experiments.claims.lab.recurrent import normalized_lstm, plain_lstm
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table
 
 KINDS = ("perceptron", "convolutional", "recurrent")
 ARMS = tuple(f"{norm} {kind}" for kind in KINDS for norm in ("none", "bn"))

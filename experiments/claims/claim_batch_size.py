@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import conv, mlp
-from experiments.lab.population import exact_accuracy
-from experiments.lab.rows import Row, row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import conv, mlp
+from experiments.claims.lab.population import exact_accuracy
+from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.table import Table
 
 NORMS = ("none", "bn", "gn", "renorm")
 DENSE = ("bn dense", "ln dense")

@@ -17,12 +17,12 @@ Runtime: quick about 110 s on two busy cores (standard: twice that).
 
 import numpy as np
 
-from experiments.lab import figures, norms, probes, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import mlp
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table, log_speedup
+from experiments.claims.lab import figures, norms, probes, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table, log_speedup
 
 LEVEL = 0.9
 ARMS = ("none sigmoid", "bn sigmoid", "none relu", "bn relu")

@@ -20,12 +20,12 @@ import time
 import jax
 import numpy as np
 
-from experiments.lab import figures, norms
-from experiments.lab.engine import Context, cross_entropy
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import conv
-from experiments.lab.rows import Row, row
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms
+from experiments.claims.lab.engine import Context, cross_entropy
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import conv
+from experiments.claims.lab.rows import Row, row
+from experiments.claims.lab.table import Table
 
 NAMES = ("none", "bn", "gn", "ln")
 SIDE, BATCH = 16, 128

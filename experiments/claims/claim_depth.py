@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import figures, norms, probes, splits
-from experiments.lab.engine import ONCE, Plan, each, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import mlp
-from experiments.lab.rows import Row, row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, probes, splits
+from experiments.claims.lab.engine import ONCE, Plan, each, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.table import Table
 
 ARMS = ("none start", "bn start", "none train", "bn train")
 LAYERS = 10

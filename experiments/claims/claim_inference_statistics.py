@@ -15,13 +15,13 @@ Command: python -m experiments run inference-statistics --preset quick
 Runtime: quick about 30 s on two busy cores (standard: twice that).
 """
 
-from experiments.lab import norms, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import mlp
-from experiments.lab.population import exact_accuracy
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import norms, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.population import exact_accuracy
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table
 
 NORMS = {
     "0.99 plain": norms.batch(momentum=0.99, debias=False),

@@ -21,12 +21,12 @@ import functools
 
 import numpy as np
 
-from experiments.lab import figures, norms, probes, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import mlp
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, probes, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "ln")
 DISTANCES = np.linspace(0.05, 0.4, 8)

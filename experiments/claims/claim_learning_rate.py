@@ -18,12 +18,12 @@ Runtime: quick about 30 s on two busy cores (standard: twice that).
 
 import numpy as np
 
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import mlp
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "ln")
 RATES = tuple(float(f"{10**e:.3g}") for e in np.arange(-3.5, 1.01, 0.5))

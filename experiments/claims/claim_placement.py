@@ -15,12 +15,12 @@ Command: python -m experiments run placement --preset quick
 Runtime: quick about 20 s on two busy cores (standard: twice that).
 """
 
-from experiments.lab import figures, norms, probes, splits
-from experiments.lab.engine import Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import Placement, mlp
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, probes, splits
+from experiments.claims.lab.engine import Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import Placement, mlp
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table
 
 ARMS = (
     "none relu",

@@ -17,12 +17,12 @@ Command: python -m experiments run recurrent --preset quick
 Runtime: quick about 50 s on two busy cores (standard: twice that).
 """
 
-from experiments.lab import figures, splits
-from experiments.lab.engine import Net, Plan, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.recurrent import normalized_lstm, plain_lstm
-from experiments.lab.rows import Row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, splits
+from experiments.claims.lab.engine import Net, Plan, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.recurrent import normalized_lstm, plain_lstm
+from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "bn gamma 1", "bn shared", "ln")
 

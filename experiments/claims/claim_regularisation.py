@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import ONCE, Plan, each, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import mlp
-from experiments.lab.rows import Row, row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, splits
+from experiments.claims.lab.engine import ONCE, Plan, each, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.table import Table
 
 GROUPS = {"bn 256": None, "bn 32": 32, "bn 8": 8}
 SIZES = (8, 16, 32, 64, 128, 256)

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import figures, norms, splits
-from experiments.lab.engine import ONCE, Context, Net, Plan, each, train
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.nets import residual
-from experiments.lab.rows import Row, row, rows_of
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, norms, splits
+from experiments.claims.lab.engine import ONCE, Context, Net, Plan, each, train
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.nets import residual
+from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "skip init", "none start", "bn start")
 SHALLOW, DEEP = 4, 32

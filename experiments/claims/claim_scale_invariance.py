@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.lab import figures
-from experiments.lab.engine import ONCE, each
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.rows import Row, row
-from experiments.lab.table import Table
+from experiments.claims.lab import figures
+from experiments.claims.lab.engine import ONCE, each
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.rows import Row, row
+from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "bn epsilon 1e-5")
 FACTORS = (0.01, 0.1, 0.5, 2.0, 10.0, 100.0)

@@ -22,11 +22,11 @@ import numpy as np
 from jax import lax
 
 import jaxbn
-from experiments.lab import figures, probes
-from experiments.lab.engine import ONCE, each
-from experiments.lab.experiment import Experiment, Rule, Setting
-from experiments.lab.rows import Row, row
-from experiments.lab.table import Table
+from experiments.claims.lab import figures, probes
+from experiments.claims.lab.engine import ONCE, each
+from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.rows import Row, row
+from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "bn widths")
 EXAMPLES = 8

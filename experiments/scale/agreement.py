@@ -13,9 +13,9 @@ import numpy as np
 
 import experiments
 import jaxbn
-from experiments import environment
-from experiments.errors import UserError, writing
-from experiments.scale import processes
+from experiments.common import environment, processes
+from experiments.common.errors import UserError, writing
+from experiments.scale import connection
 from experiments.scale.config import ScaleConfig
 from experiments.scale.options import flag, flat
 from experiments.scale.sources import open_source
@@ -67,7 +67,7 @@ def program() -> dict[str, object]:
 def data(config: ScaleConfig) -> str:
     """Returns a hash of some examples, the same for the same data; "" if alone."""
     total = hashlib.sha256()
-    for split in ("train", "eval") if not processes.alone(config.devices) else ():
+    for split in ("train", "eval") if not connection.alone(config.devices) else ():
         source = open_source(config.data, split=split)
         total.update(str(len(source)).encode())
         for position in np.linspace(0, len(source) - 1, _SOME).astype(int):

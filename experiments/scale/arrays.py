@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors  # noqa: F401  missing when a command begins, not when it ends
 
-from experiments import files
-from experiments.errors import UserError, writing
+from experiments.common import files
+from experiments.common.errors import UserError, writing
 from experiments.scale import saved
 from experiments.scale.config import ScaleConfig
 from experiments.scale.network import Network, Variables

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config
 
 SMALL = 64

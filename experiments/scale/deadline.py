@@ -6,9 +6,10 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from experiments.errors import UserError
-from experiments.scale import config, processes
-from experiments.supervise import LOST
+from experiments.common import processes
+from experiments.common.errors import UserError
+from experiments.common.supervise import LOST
+from experiments.scale import config, connection
 
 
 class Deadline:
@@ -29,13 +30,13 @@ class Deadline:
         self._start("the start", devices.phase_timeout)
 
     def __enter__(self) -> "Deadline":
-        if not processes.alone(self.devices):
+        if not connection.alone(self.devices):
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         self._over.set()
-        if processes.alone(self.devices) or error is None:
+        if connection.alone(self.devices) or error is None:
             return
         # Ending in order would wait for the others, who may be waiting for this one.
         if isinstance(error, UserError):

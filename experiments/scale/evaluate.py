@@ -11,8 +11,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import files
-from experiments.errors import UserError, writing
+from experiments.common import files
+from experiments.common.errors import UserError, writing
 from experiments.scale import arrays, pipeline, recalibrate
 from experiments.scale.network import Network, Variables
 from experiments.scale.step import evaluate

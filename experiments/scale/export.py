@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from experiments import files
-from experiments.errors import UserError
+from experiments.common import files
+from experiments.common.errors import UserError
 from experiments.scale import arrays, fold
 from experiments.scale.network import Network, Variables
 

@@ -15,8 +15,8 @@ from flax import nnx
 from jax import Array
 
 import jaxbn.deploy
-from experiments import files
-from experiments.errors import UserError
+from experiments.common import files
+from experiments.common.errors import UserError
 from experiments.scale import arrays, pipeline
 from experiments.scale import config as scale_config
 from experiments.scale.network import Network, Variables, with_variables

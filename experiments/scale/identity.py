@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from experiments import checkpoint
+from experiments.common import checkpoint
 from experiments.scale.config import ScaleConfig
 from experiments.scale.metrics import Written
 from experiments.scale.options import fingerprint

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config
 
 DATA, MODEL = "data", "model"

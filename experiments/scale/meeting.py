@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 _FOR_ALL_TO_COME = 120.0
 _FOR_A_WORD = 5.0

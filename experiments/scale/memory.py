@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from experiments import files
-from experiments.errors import MAKE_ROOM, writing
-from experiments.scale import processes
+from experiments.common import files, processes
+from experiments.common.errors import MAKE_ROOM, writing
 
 _SIZES = ("argument", "output", "alias", "temp", "generated_code")
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from experiments import files, records
-from experiments.errors import MAKE_ROOM, UserError, writing
+from experiments.common import files, records
+from experiments.common.errors import MAKE_ROOM, UserError, writing
 
 _NAMES = ("metrics", "speed")
 _Row = dict[str, int | float | None]

@@ -17,8 +17,9 @@ from jax import Array
 
 import jaxbn.linen
 import jaxbn.nnx
-from experiments.errors import UserError
-from experiments.scale import config, resnet, resnet_nnx
+from experiments.common.errors import UserError
+from experiments.nets import resnet, resnet_nnx
+from experiments.scale import config
 
 
 class Variables(NamedTuple):

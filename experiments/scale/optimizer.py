@@ -5,7 +5,7 @@ import optax
 from jax import Array
 
 import jaxbn.optim
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config
 
 

@@ -8,10 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from experiments import checksums, records
-from experiments.config import Stored
-from experiments.errors import UserError
-from experiments.options import parse
+from experiments.common import checksums, records
+from experiments.common.errors import UserError
+from experiments.common.options import parse
 from experiments.scale.config import CONFIGS, ScaleConfig
 
 _LEAST = {
@@ -161,7 +160,7 @@ def stored(config: ScaleConfig) -> ScaleConfig:
         return _as_default(config)
     try:
         checksums.check(config.out, path.name)
-        begun = _from_json(records.read(path, Stored))
+        begun = _from_json(records.read(path, records.Options))
         check(begun)
     except UserError as error:
         raise UserError(
@@ -195,7 +194,7 @@ def named(arguments: list[str]) -> str | None:
     if "--resume" not in arguments or out is None:
         return None
     try:
-        content = records.read(Path(out) / "config.json", Stored)
+        content = records.read(Path(out) / "config.json", records.Options)
         return str(content["config"])
     except (records.DamagedError, KeyError):
         return None
@@ -222,7 +221,7 @@ def _as_default(config: ScaleConfig) -> ScaleConfig:
     return dataclasses.replace(config, session=session)
 
 
-def _from_json(content: Stored) -> ScaleConfig:
+def _from_json(content: records.Options) -> ScaleConfig:
     # Read as if it had been typed, so that the same kinds and choices are enforced.
     names = set(to_json(ScaleConfig()))
     if set(content) != names:

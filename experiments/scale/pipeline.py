@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import augment, config
 from experiments.scale.sources import Source, open_source
 

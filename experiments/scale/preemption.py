@@ -7,7 +7,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from experiments.interrupt import Interrupt
+from experiments.common.interrupt import Interrupt
 
 
 class Preemption(Interrupt):

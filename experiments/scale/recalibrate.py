@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 import jaxbn.deploy
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import arrays, pipeline
 from experiments.scale.config import ScaleConfig
 from experiments.scale.network import Network, Variables, with_variables

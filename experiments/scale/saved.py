@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jax
 
-from experiments import checkpoint
-from experiments.errors import UserError
+from experiments.common import checkpoint
+from experiments.common.errors import UserError
 from experiments.scale.config import Devices, ScaleConfig, Session
 from experiments.scale.identity import identity
 from experiments.scale.network import Network, Variables, make_network

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import checkpoint, checksums, files
-from experiments.errors import MAKE_ROOM, UserError, writing
-from experiments.progress import StepProgress
-from experiments.scale import pipeline, processes
+from experiments.common import checkpoint, checksums, files, processes
+from experiments.common.errors import MAKE_ROOM, UserError, writing
+from experiments.common.progress import StepProgress
+from experiments.scale import pipeline
 from experiments.scale.config import ScaleConfig
 from experiments.scale.deadline import Deadline
 from experiments.scale.identity import Beside, identity

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments import idx
-from experiments.errors import UserError
+from experiments.common import idx
+from experiments.common.errors import UserError
 from experiments.scale import config, images
 
 Split = Literal["train", "eval"]

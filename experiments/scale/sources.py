@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config, images, source_files
 from experiments.scale.source_files import Split, inside, reading, short
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from experiments import checkpoint, checksums, environment
-from experiments.config import check_new
-from experiments.errors import UserError
-from experiments.lock import locked
-from experiments.progress import StepProgress
-from experiments.scale import agreement, processes
+from experiments.common import checkpoint, checksums, environment, processes
+from experiments.common.errors import UserError
+from experiments.common.files import check_new
+from experiments.common.lock import locked
+from experiments.common.progress import StepProgress
+from experiments.scale import agreement, connection
 from experiments.scale.config import CONFIGS, ScaleConfig
 from experiments.scale.deadline import Deadline
 from experiments.scale.identity import identity
@@ -50,7 +50,7 @@ def main(config: ScaleConfig) -> int:
     advice = f"Continue with: {again(config)}"
     with (
         Deadline(config.devices, advice=advice) as deadline,
-        processes.started(config.devices),
+        connection.started(config.devices),
         contextlib.ExitStack() as held,
     ):
         if config.session.compilation_cache:

@@ -9,16 +9,14 @@ import pytest
 
 import jaxbn.deploy
 from experiments import __main__ as command
-from experiments import (
-    bench,
-    bench_accuracy,
-    bench_cases,
-    bench_fold,
-    bench_layer,
-    bench_memory,
-    bench_peers,
-    bench_turns,
-)
+from experiments.bench import accuracy as bench_accuracy
+from experiments.bench import cases as bench_cases
+from experiments.bench import fold as bench_fold
+from experiments.bench import layer as bench_layer
+from experiments.bench import main as bench
+from experiments.bench import memory as bench_memory
+from experiments.bench import peers as bench_peers
+from experiments.bench import turns as bench_turns
 
 
 def test_accuracy_meets_its_bounds_and_writes_what_it_prints(

@@ -9,9 +9,9 @@ import pytest
 
 import jaxbn
 from experiments.claims import claim_spectrum as spectrum
-from experiments.lab import norms, probes
-from experiments.lab.experiment import Setting
-from experiments.lab.table import Table
+from experiments.claims.lab import norms, probes
+from experiments.claims.lab.experiment import Setting
+from experiments.claims.lab.table import Table
 
 WIDTH, DRAWS, LAYERS = 512, 3, 10
 

@@ -10,12 +10,12 @@ import mnist1d.data
 import numpy as np
 import pytest
 
-from experiments import data, idx
-from experiments.errors import UserError
-from experiments.lab import splits
-from experiments.lab.engine import Plan, batches, train
-from experiments.lab.nets import mlp
-from experiments.lab.norms import none
+from experiments.claims.lab import splits
+from experiments.claims.lab.engine import Plan, batches, train
+from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.norms import none
+from experiments.common import data, idx
+from experiments.common.errors import UserError
 
 
 def write_mnist(directory, *, packed=False):

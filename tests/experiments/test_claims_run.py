@@ -9,12 +9,12 @@ import time
 import pytest
 from train_runs import contents
 
-from experiments import study
 from experiments.__main__ import main
 from experiments.claims import claim_scale_invariance as invariance
 from experiments.claims import claim_spectrum as spectrum
-from experiments.lab import store
-from experiments.lab.table import Table
+from experiments.claims import study
+from experiments.claims.lab import store
+from experiments.claims.lab.table import Table
 
 NAMES = ("scale-invariance", "spectrum")
 ANY_TIME = ("timings.json", "parts")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.lab.rows import plain, row
-from experiments.lab.statistics import bootstrap, effect, holm, verdict
-from experiments.lab.table import Table, log_speedup
+from experiments.claims.lab.rows import plain, row
+from experiments.claims.lab.statistics import bootstrap, effect, holm, verdict
+from experiments.claims.lab.table import Table, log_speedup
 
 VALUES = np.array([1.0, 2.0, 2.5, 4.0, 3.0, 2.2, 1.7, 2.9])
 

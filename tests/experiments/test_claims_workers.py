@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.errors import UserError
-from experiments.workers import Workers
+from experiments.common.errors import UserError
+from experiments.common.workers import Workers
 
 _PARENT = """
 import os, time
-from experiments.workers import Workers
+from experiments.common.workers import Workers
 if __name__ == "__main__":
     with Workers(2) as pool:
         print(pool.submit(os.getpid).result(), flush=True)

@@ -11,8 +11,8 @@ import pytest
 from extras import needs
 
 from experiments import __main__ as command
-from experiments import bench
-from experiments.compiled import devices, largest, plot, programs, run, table
+from experiments.bench import main as bench
+from experiments.bench.compilers import devices, largest, plot, programs, run, table
 
 LAYER = programs.Program(
     "h100", "layer", "bfloat16", (64, 14, 14, 1024), "relu", 4, "jit", "flax"

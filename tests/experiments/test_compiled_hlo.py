@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.compiled import hlo, text
+from experiments.bench.compilers import hlo, text
 
 KIB = 1024  # f32[256]
 CALLED = """

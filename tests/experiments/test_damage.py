@@ -15,8 +15,8 @@ import shutil
 import pytest
 from train_runs import run_train, use_small_net
 
-from experiments import train
 from experiments.__main__ import main
+from experiments.digits import train
 from experiments.scale import preemption
 
 pytestmark = pytest.mark.slow  # each goes on with a run

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as program
-from experiments import environment, files, supervise
-from experiments.errors import UserError
-from experiments.lock import locked
+from experiments.common import environment, files, supervise
+from experiments.common.errors import UserError
+from experiments.common.lock import locked
 
 TOP = Path(__file__).parents[2]
-HOLD = "import sys; from pathlib import Path; from experiments.lock import locked\n" + (
-    "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD = (
+    "import sys; from pathlib import Path; from experiments.common.lock import locked\n"
+    + ("with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()")
 )
 
 

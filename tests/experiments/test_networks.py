@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.networks import NETWORKS, train
+from experiments.claims.networks import NETWORKS, train
 
 SLOW = [n for n in NETWORKS if n != "dense"]
 

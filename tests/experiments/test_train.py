@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from train_runs import TINY, contents, run_train
 
-from experiments import checkpoint, checksums, progress, train
-from experiments.config import TrainConfig, stored
-from experiments.data import load
+from experiments.common import checkpoint, checksums, progress
+from experiments.common.data import load
+from experiments.digits import train
+from experiments.digits.config import TrainConfig, stored
 
 pytestmark = pytest.mark.usefixtures("small_net")
 ROOT = Path(__file__).parents[2]

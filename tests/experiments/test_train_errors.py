@@ -6,8 +6,9 @@ import shutil
 import pytest
 from train_runs import TINY, contents, run_train
 
-from experiments import checkpoint, results, train
 from experiments.__main__ import main
+from experiments.common import checkpoint
+from experiments.digits import results, train
 
 pytestmark = pytest.mark.usefixtures("small_net")
 

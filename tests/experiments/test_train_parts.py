@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from train_runs import small_loops
 
-from experiments import models, results, summary, table
-from experiments.config import TrainConfig
-from experiments.data import TRAIN_SIZES, load
-from experiments.errors import UserError
-from experiments.loop import Scores, TrainState, batch
-from experiments.models import NORMS, Conv, ResidualNet
-from experiments.run import Run
-from experiments.summary import Curves
+from experiments.common.data import TRAIN_SIZES, load
+from experiments.common.errors import UserError
+from experiments.digits import results, summary, table
+from experiments.digits.config import TrainConfig
+from experiments.digits.loop import Scores, TrainState, batch
+from experiments.digits.run import Run
+from experiments.digits.summary import Curves
+from experiments.nets import small as models
+from experiments.nets.small import NORMS, Conv, ResidualNet
 
 
 def curves(*accuracy):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import train
 from experiments.__main__ import main
-from experiments.config import TrainConfig, fingerprint
-from experiments.data import Data
-from experiments.loop import Loop
-from experiments.models import ResidualNet
+from experiments.common.data import Data
+from experiments.digits import train
+from experiments.digits.config import TrainConfig, fingerprint
+from experiments.digits.loop import Loop
+from experiments.nets.small import ResidualNet
 
 TINY = ("--steps", "6", "--eval-every", "2", "--starts", "2", "--batch-size", "8")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import augment, config
 
 SMALL = config.Data(image_size=8)

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from chex import assert_trees_all_equal
 
-from experiments import checkpoint, checksums, records
-from experiments.checkpoint import Identity
-from experiments.errors import UserError
+from experiments.common import checkpoint, checksums, records
+from experiments.common.checkpoint import Identity
+from experiments.common.errors import UserError
 from experiments.scale.step import TrainState
 
 

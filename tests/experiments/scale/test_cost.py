@@ -9,7 +9,9 @@ import jax
 import pytest
 
 from experiments import __main__ as command
-from experiments.scale import collectives, cost, hlo, resnet
+from experiments.collectives import cost, hlo
+from experiments.collectives import main as collectives
+from experiments.nets import resnet
 
 LINK = cost.Link(1e-6, 1e9, "made up")
 WAYS = [cost.ring, cost.tree, cost.doubling]

@@ -11,7 +11,7 @@ from extras import needs
 from PIL import Image
 
 from experiments.__main__ import main
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config, images, pipeline, source_files
 from experiments.scale.sources import Table
 

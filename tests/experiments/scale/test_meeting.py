@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import meeting
 from experiments.scale.meeting import Place, meet
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from extras import needs
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale.metrics import Writer, rows_until
 
 

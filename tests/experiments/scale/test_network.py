@@ -11,8 +11,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxbn.deploy
-from experiments.errors import UserError
-from experiments.scale import config, network, resnet
+from experiments.common.errors import UserError
+from experiments.nets import resnet
+from experiments.scale import config, network
 
 # Compiles faster; how fast it runs does not matter here.
 quick = functools.partial(

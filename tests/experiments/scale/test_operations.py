@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-from experiments.errors import UserError
-from experiments.scale import (
-    arrays,
-    config,
-    evaluate,
-    export,
-    fold,
-    recalibrate,
-    resnet,
-)
+from experiments.common.errors import UserError
+from experiments.nets import resnet
+from experiments.scale import arrays, config, evaluate, export, fold, recalibrate
 from experiments.scale.network import make_network
 
 EXAMPLES, SIZE = 22, 8

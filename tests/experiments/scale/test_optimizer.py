@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config, optimizer
 
 OPTIONS = config.Optimizer(

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from experiments import __main__ as program
-from experiments.errors import UserError
-from experiments.options import parse
+from experiments.common.errors import UserError
+from experiments.common.options import parse
 from experiments.scale.config import CONFIGS, ScaleConfig
 from experiments.scale.options import (
     check,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config, pipeline
 from experiments.scale.sources import open_source
 

@@ -9,9 +9,9 @@ import time
 import jax
 import pytest
 
-from experiments import supervise
-from experiments.errors import UserError
-from experiments.scale import processes
+from experiments.common import processes, supervise
+from experiments.common.errors import UserError
+from experiments.scale import connection
 from experiments.scale.config import Devices
 from experiments.scale.deadline import Deadline
 
@@ -31,7 +31,10 @@ TWO = Devices(coordinator="h:1", processes=2, process_id=0, process_timeout=1)
     ],
 )
 def test_messages(options, message):
-    with pytest.raises(UserError, match=message), processes.started(Devices(**options)):
+    with (
+        pytest.raises(UserError, match=message),
+        connection.started(Devices(**options)),
+    ):
         pass
 
 

@@ -11,7 +11,7 @@ import pytest
 from extras import needs
 from PIL import Image
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scale import config, source_files
 from experiments.scale.sources import open_source
 

@@ -11,8 +11,8 @@ from chex import assert_trees_all_close, assert_trees_all_equal
 from flax import linen as nn
 
 import jaxbn.linen
-from experiments.errors import UserError
-from experiments.scale import resnet
+from experiments.common.errors import UserError
+from experiments.nets import resnet
 from experiments.scale.config import CONFIGS, Data, Devices, Model, ScaleConfig
 from experiments.scale.layout import make_layout
 from experiments.scale.network import Network, Variables

@@ -1,0 +1,1 @@
+"""`bench`: errors, time and memory beside other libraries."""

@@ -1,0 +1,101 @@
+"""Compiles the programs that are wanted and keeps what is found after each of them."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxbn
+from experiments.bench.compilers import devices, programs
+from experiments.bench.compilers.programs import Program
+from experiments.common import files
+from experiments.common.errors import writing
+
+
+class Store:
+    """`compiled.json`: a record for each name, in the order in which they were made.
+
+    A record is up to date while the compilers are the same and, if jaxbn is part of the
+    program, its sources are. Others are kept until they are made again.
+    """
+
+    def __init__(self, out: Path):
+        self._path = out / "compiled.json"
+        self.records: dict[str, dict[str, Any]] = {}
+        if self._path.exists():
+            content = json.loads(self._path.read_text())
+            self.records = {r["name"]: r for r in content["programs"]}
+
+    def current(self, name: str, program: Program) -> dict[str, Any] | None:
+        """Returns a record if it need not be made again."""
+        found = self.records.get(name)
+        return found if found and found["made_by"] == made_by(program) else None
+
+    def put(self, name: str, record: dict[str, Any], program: Program) -> None:
+        """Adds or replaces a record, and writes the file."""
+        self.records[name] = {"name": name, **record, "made_by": made_by(program)}
+        with writing(self._path.parent):
+            files.write_json(self._path, {"programs": list(self.records.values())})
+
+
+def made_by(program: Program) -> dict[str, Any]:
+    """Returns what a record depends on: versions, and the sources of jaxbn."""
+    versions = _versions(devices.CHIPS[program.chip])
+    return {**versions, "jaxbn sources": _sources() if program.uses_jaxbn else None}
+
+
+@functools.cache
+def _versions(chip: devices.Chip) -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", chip.compiler)
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the modules of jaxbn; a commit would change with every other file."""
+    assert jaxbn.__file__
+    folder, found = Path(jaxbn.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def compile_all(wanted: list[Program], store: Store, *, again: bool) -> None:
+    """Compiles what the store does not have, with a line on stderr for each program."""
+    began = time.monotonic()
+    for number, program in enumerate(wanted, 1):
+        if not again and store.current(program.name, program):
+            continue
+        record = {**described(program), **programs.measured(program)}
+        store.put(program.name, record, program)
+        said = record.get("error") or f"{record['seconds']} s"
+        spent = time.monotonic() - began
+        say(
+            f"{number} of {len(wanted)}  {program.name}  {said}  ({spent:.0f} s so far)"
+        )
+        jax.clear_caches()
+
+
+def described(program: Program) -> dict[str, Any]:
+    """Returns what a record says of its program."""
+    return {
+        "chip": program.chip,
+        "kind": program.kind,
+        "type": program.dtype,
+        "shape": list(program.shape),
+        "activation": program.activation,
+        "devices": program.devices,
+        "parallel": program.parallel,
+        "norm": program.norm,
+    }
+
+
+def say(line: str) -> None:
+    """Prints a line of progress."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,89 @@
+"""python -m experiments bench WHAT: jaxbn beside other libraries, in one run.
+
+Prints a Markdown table and writes `WHAT.json` with the environment.
+"""
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.bench.compilers import devices as accelerators
+from experiments.common import environment, files
+from experiments.common.errors import UserError, writing
+
+# The C library otherwise returns large buffers to the kernel after every call, and
+# all frameworks spend up to half their time on page faults. Threads other than the
+# first take buffers from arenas that cannot hold large ones: hence one arena.
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+_TIMED = ("layer", "step", "fold", "scale")
+# Variables that must be set before a benchmark starts.
+_ENVIRONMENT = {
+    **dict.fromkeys(_TIMED, _ALLOCATOR),
+    "compiled": accelerators.ENVIRONMENT,
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measures jaxbn and other libraries in one run."""
+
+    what: Annotated[
+        Literal["accuracy", "layer", "step", "memory", "fold", "scale", "compiled"],
+        tyro.conf.Positional,
+    ] = "accuracy"
+    """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of one
+    layer on the activations of ResNet-50, MobileNetV2 and dense nets; step: time of a
+    ResNet-20 training step; memory: bytes of a ResNet-50 training step; fold: inference
+    of a ResNet-50 with and without its batch normalization folded into the
+    convolutions; scale: time of a ResNet-20 training step on eight simulated
+    devices; compiled: what is moved by layers and ResNet-50 steps compiled for an H100
+    and for TPUs that are not here."""
+    quick: bool = False
+    """Fewer shapes and rounds: about a minute."""
+    batch: int = 8
+    """Examples a batch, for `memory` and `fold`."""
+    only: tuple[str, ...] = ()
+    """Patterns of the names of programs, for `compiled`, such as 'v5e/step/*'."""
+    max_batch: bool = False
+    """The largest batch of a ResNet-50 step that fits, for `compiled`."""
+    again: bool = False
+    """Compile what `--out` has already, for `compiled`."""
+    out: Path = Path("runs/bench")
+    """Directory of the results."""
+
+
+def main(config: BenchConfig) -> int:
+    """Runs one benchmark."""
+    if config.batch < 1:
+        raise UserError(f"`--batch` must be positive, got {config.batch}. Use 8 or 32.")
+    files.make_folder(config.out)
+    wanted = _ENVIRONMENT.get(config.what, {})
+    if not _has(wanted):
+        os.environ.update(wanted)
+        os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
+    module = importlib.import_module(f"experiments.bench.{config.what}")
+    record, table = module.measure(config)
+    record["environment"] = environment.describe()
+    record["allocator"] = (
+        "tuned: large buffers are reused" if _has(_ALLOCATOR) else "default"
+    )
+    print(table)
+    with writing(config.out):
+        files.write_json(config.out / f"{config.what}.json", record)
+    print(f"\nnumbers: {config.out / config.what}.json")
+    return 0
+
+
+def _has(variables: dict[str, str]) -> bool:
+    return all(os.environ.get(name) == value for name, value in variables.items())

@@ -1,0 +1,250 @@
+"""One layer by each library, as a function without arguments that runs it once.
+
+All JAX libraries are compiled by `jax.jit`; state and gradients are among the results.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbn
+from experiments.bench.cases import Case
+
+EPSILON, MOMENTUM = 1e-5, 0.99
+Run = Callable[[], object]
+
+
+def builders(case: Case) -> dict[str, Callable]:
+    """The libraries that take part in a case; those not installed are left out."""
+    found = {"jaxbn": _jaxbn, "xla": _xla, "flax": _flax}
+    if _torch_device():
+        found["torch"] = _torch
+    if case.everyone:
+        others = {"nnx": _nnx, "haiku": _haiku, "equinox": _equinox, "keras": _keras}
+        found |= {n: b for n, b in others.items() if n == "nnx" or _installed(n)}
+    return found
+
+
+def runs(case: Case) -> dict[str, Run]:
+    """What is measured in turns: a copy of x, and every library."""
+    generator = np.random.default_rng(0)
+    x, dy, added = (
+        jnp.asarray(generator.standard_normal(case.shape, np.float32), case.dtype)
+        for _ in range(3)
+    )
+    result = {"copy": _copy(x)}
+    for name, build in builders(case).items():
+        result[name] = build(case, x, dy, added if "add" in case.activation else None)
+    return result
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _torch_device() -> str | None:
+    """Where PyTorch can run beside JAX: a layer elsewhere would be no comparison."""
+    if not _installed("torch"):
+        return None
+    import torch
+
+    found = {"cpu": "cpu"} | ({"gpu": "cuda"} if torch.cuda.is_available() else {})
+    return found.get(jax.default_backend())
+
+
+def _copy(x: jax.Array) -> Run:
+    """A copy where x is; on a CPU by all threads between two arrays that exist."""
+    if jax.default_backend() != "cpu":
+        copied = jax.jit(jnp.copy)
+        return lambda: jax.block_until_ready(copied(x))
+    if _installed("torch"):
+        import torch
+
+        source = torch.from_numpy(np.array(x).view(np.uint8).reshape(-1))
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+    copy = np.empty_like(values := np.array(x).view(np.uint8))
+    return lambda: np.copyto(copy, values)
+
+
+def _compiled(case: Case, forward, params, x, dy, added) -> Run:
+    """`forward(params, x, added) -> (y, new state)`, and its gradients where asked."""
+
+    def both(params, x, added, dy):
+        y, pull, new = jax.vjp(forward, params, x, added, has_aux=True)
+        return y, new, pull(dy)
+
+    if case.operation == "forward+backward":
+        function, arguments = jax.jit(both), (params, x, added, dy)
+    else:
+        function, arguments = jax.jit(forward), (params, x, added)
+    return lambda: jax.block_until_ready(function(*arguments))
+
+
+def _finish(y, case: Case, added):
+    y = y if added is None else y + added
+    return y if case.activation == "none" else jax.nn.relu(y)
+
+
+def _jaxbn(case: Case, x, dy, added, implementation=None) -> Run:
+    state = jaxbn.init_state(case.shape[-1])
+    options = {
+        "activation": None if case.activation == "none" else "relu",
+        "implementation": implementation,
+        "epsilon": EPSILON,
+    }
+
+    def forward(params, x, added):
+        if case.operation == "inference":
+            options_ = options | {"residual": added}
+            return jaxbn.batch_norm_inference(x, state, *params, **options_), state
+        return jaxbn.batch_norm(x, state, *params, residual=added, **options)
+
+    return _compiled(case, forward, _params(case), x, dy, added)
+
+
+def _xla(case: Case, x, dy, added) -> Run:
+    return _jaxbn(case, x, dy, added, implementation="xla")
+
+
+def _params(case: Case) -> tuple[jax.Array, jax.Array]:
+    return jnp.ones(case.shape[-1]), jnp.zeros(case.shape[-1])
+
+
+def _flax(case: Case, x, dy, added) -> Run:
+    from flax import linen as nn
+
+    layer = nn.BatchNorm(
+        use_running_average=case.operation == "inference",
+        momentum=MOMENTUM,
+        epsilon=EPSILON,
+        dtype=x.dtype,
+    )
+    variables = layer.init(jax.random.key(0), x[:1])
+
+    def forward(params, x, added):
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, new = layer.apply(given, x, mutable="batch_stats")
+        return _finish(y, case, added), new
+
+    return _compiled(case, forward, variables["params"], x, dy, added)
+
+
+def _nnx(case: Case, x, dy, added) -> Run:
+    from flax import nnx
+
+    layer = nnx.BatchNorm(
+        case.shape[-1],
+        use_running_average=case.operation == "inference",
+        epsilon=EPSILON,
+        dtype=x.dtype,
+        rngs=nnx.Rngs(0),
+    )
+    graph, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def forward(params, x, added):
+        model = nnx.merge(graph, params, rest, copy=True)
+        y = model(x)
+        return _finish(y, case, added), nnx.state(model, nnx.BatchStat)
+
+    return _compiled(case, forward, params, x, dy, added)
+
+
+def _haiku(case: Case, x, dy, added) -> Run:
+    import haiku as hk
+
+    def layer(x, training):
+        norm = hk.BatchNorm(True, True, MOMENTUM, eps=EPSILON)
+        return norm(x, is_training=training)
+
+    model = hk.without_apply_rng(hk.transform_with_state(layer))
+    params, state = model.init(jax.random.key(0), x, True)
+
+    def forward(params, x, added):
+        y, new = model.apply(params, state, x, case.operation != "inference")
+        return _finish(y, case, added), new
+
+    return _compiled(case, forward, params, x, dy, added)
+
+
+def _equinox(case: Case, x, dy, added) -> Run:
+    """Features first in every example, as equinox wants them."""
+    import equinox as eqx
+
+    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
+        case.shape[-1], "batch", eps=EPSILON, mode="batch", momentum=MOMENTUM
+    )
+    if case.operation == "inference":
+        layer = eqx.nn.inference_mode(layer)
+    params, static = eqx.partition(layer, eqx.is_inexact_array)
+    x, dy, added = map(_features_first, (x, dy, added))
+
+    def forward(params, x, added):
+        model = eqx.combine(params, static)
+        run = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        y, new = run(x, state)
+        return _finish(y.astype(x.dtype), case, added), new
+
+    return _compiled(case, forward, params, x, dy, added)
+
+
+def _features_first(array):
+    return array if array is None else jnp.moveaxis(array, -1, 1).copy()
+
+
+def _keras(case: Case, x, dy, added) -> Run:
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras
+
+    layer = keras.layers.BatchNormalization(
+        epsilon=EPSILON, momentum=MOMENTUM, dtype=case.dtype
+    )
+    layer.build(case.shape)
+    params = [v.value for v in layer.trainable_variables]
+    state = [v.value for v in layer.non_trainable_variables]
+
+    def forward(params, x, added):
+        training = case.operation != "inference"
+        y, new, *_ = layer.stateless_call(params, state, x, training=training)
+        return _finish(y, case, added), new
+
+    return _compiled(case, forward, params, x, dy, added)
+
+
+def _torch(case: Case, x, dy, added) -> Run:
+    """Channels last in memory, which PyTorch is fastest with."""
+    import torch
+
+    device = _torch_device()
+
+    def tensor(array):
+        wide = torch.from_numpy(np.array(array, np.float32))
+        moved = wide.to(device, getattr(torch, case.dtype))
+        order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
+        return moved.permute(order)  # strides of channels last
+
+    kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
+    kind = getattr(torch.nn, kinds[x.ndim])
+    layer = kind(case.shape[-1], eps=EPSILON, momentum=1 - MOMENTUM)
+    layer.to(device)
+    layer.train(case.operation != "inference")
+    backward = case.operation == "forward+backward"
+    values, cotangent = tensor(x).requires_grad_(backward), tensor(dy)
+    other = None if added is None else tensor(added).requires_grad_(backward)
+    inputs = [values, layer.weight, layer.bias, *([] if other is None else [other])]
+
+    def run():
+        with torch.set_grad_enabled(backward):
+            y = layer(values)
+            y = y if other is None else y + other
+            y = y if case.activation == "none" else torch.relu(y)
+        results = y, torch.autograd.grad(y, inputs, cotangent) if backward else None
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    return run

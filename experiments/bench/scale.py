@@ -1,0 +1,86 @@
+"""Time of a training step of ResNet-20 on eight simulated devices.
+
+The whole step of `python -m experiments train --config cifar10-resnet20`, with
+`jaxbn` and with `flax.linen.BatchNorm`, as one program for all devices (`jit`) and as
+one program per device (`shard_map`); all of one type run in turns. The devices share
+the cores of this machine: only the ratio means something.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import main as bench
+from experiments.bench.turns import in_turns
+from experiments.collectives import simulated
+from experiments.common.tables import markdown
+from experiments.scale import config as scale_config
+from experiments.scale.layout import make_layout
+from experiments.scale.network import make_network
+from experiments.scale.optimizer import make_optimizer
+from experiments.scale.step import Step
+
+DEVICES, BATCH = 8, 128
+PARALLEL, NORMS = ("jit", "shard_map"), ("jaxbn", "flax")
+
+
+def measure(config: bench.BenchConfig) -> tuple[dict, str]:
+    """Returns medians in milliseconds and a Markdown table of ratios."""
+    devices = simulated.devices(DEVICES)
+    records, rows = [], []
+    for dtype in ("float32", "bfloat16"):
+        functions = {
+            f"{parallel}, {norm}": step(devices, parallel, norm, dtype)
+            for parallel in PARALLEL
+            for norm in NORMS
+        }
+        times = in_turns(functions, seconds=15 if config.quick else 45)
+        medians = {name: time["median"] for name, time in times.items()}
+        ratios = {
+            parallel: medians[f"{parallel}, flax"] / medians[f"{parallel}, jaxbn"]
+            for parallel in PARALLEL
+        }
+        records.append({"type": dtype, "milliseconds": times, "flax / jaxbn": ratios})
+        for parallel, ratio in ratios.items():
+            figures = [f"{medians[f'{parallel}, {norm}']:.0f} ms" for norm in NORMS]
+            rows.append([dtype, parallel, *figures, f"{ratio:.2f}"])
+    table = markdown(["type", "parallel", *NORMS, "flax / jaxbn"], rows)
+    return {"batch": BATCH, "devices": DEVICES, "steps": records}, table
+
+
+def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int = 20):
+    """A function that trains one step further at every call, and returns the loss."""
+    options = scale_config.ScaleConfig(
+        model=scale_config.Model(depth=depth, norm=norm, dtype=dtype),  # pyright: ignore
+        devices=scale_config.Devices(parallel),  # pyright: ignore
+    )
+    layout = make_layout(options.devices, found=devices)
+    network = make_network(
+        options.model,
+        options.data,
+        batch_size=BATCH,
+        data_devices=len(devices),
+        axis_name=layout.axis_name,
+    )
+    one = Step(
+        network, make_optimizer(options.optimizer), BATCH, 0.0, 10, layout.axis_name
+    )
+    state = layout.init(one.init, 0)
+    generator = np.random.default_rng(0)
+    batch = layout.put_batch(
+        {
+            "image": generator.standard_normal((BATCH, 32, 32, 3), np.float32),
+            "label": generator.integers(0, 10, BATCH, np.int32),
+        }
+    )
+    compiled = layout.spread(one, state).lower(state, batch).compile()
+    kept = [state]
+
+    def run():
+        kept[0], metrics = compiled(kept[0], batch)
+        jax.block_until_ready(kept)
+        return jnp.asarray(metrics.loss)
+
+    return run

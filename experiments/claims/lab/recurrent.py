@@ -1,0 +1,77 @@
+"""Recurrent nets that classify a sequence by their last output."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from experiments.claims.lab.engine import Net
+from experiments.claims.lab.nets import weights
+from experiments.claims.lab.norms import MOMENTUM
+from jaxbn.variants.lstm import init_lstm, lstm
+from jaxbn.variants.timestep import SCALE
+
+STEPS, INPUTS, HIDDEN = 10, 4, 24
+
+
+def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
+    """An LSTM whose gates and cell are normalized.
+
+    Args:
+        scale: where gamma starts.
+        shared: whether all steps share statistics; otherwise each has its own.
+    """
+    steps = 1 if shared else STEPS
+
+    def init(key, hyper):
+        cell, states = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=steps)
+        scales = ("hidden_scale", "inputs_scale", "cell_scale")
+        full = {n: jnp.full_like(getattr(cell, n), scale) for n in scales}
+        return {"cell": cell._replace(**full), **_head(key)}, states
+
+    def apply(params, state, x, context):
+        sequence = x.reshape(-1, STEPS, INPUTS)
+        options: dict[str, Any] = {"momentum": MOMENTUM} if context.train else {}
+        outputs, state = lstm(
+            params["cell"], state, sequence, training=context.train, **options
+        )
+        return outputs[:, -1] @ params["dense"] + params["bias"], state, []
+
+    return Net(init, apply)
+
+
+def plain_lstm(*, layer_norm: bool = False) -> Net:
+    """The same cell without normalization, or with layer normalization of its sums."""
+
+    def init(key, hyper):
+        cell, _ = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=1)
+        ones = [jnp.ones_like(cell.hidden_scale), jnp.ones_like(cell.cell_scale)]
+        cell = cell._replace(hidden_scale=ones[0], cell_scale=ones[1])
+        return {"cell": cell, **_head(key)}, ()
+
+    def norm(x, scale):
+        return scale * jax.nn.standardize(x, epsilon=1e-5) if layer_norm else x
+
+    def apply(params, state, x, context):
+        p = params["cell"]
+        sequence = jnp.moveaxis(x.reshape(-1, STEPS, INPUTS), 1, 0)
+
+        def step(carry, now):
+            h, c = carry
+            gates = norm(h @ p.hidden + now @ p.inputs, p.hidden_scale) + p.bias
+            f, i, o, g = jnp.split(gates, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            shown = norm(c, p.cell_scale) + p.cell_bias
+            return (jax.nn.sigmoid(o) * jnp.tanh(shown), c), None
+
+        zero = jnp.zeros((len(x), HIDDEN))
+        (h, _), _ = jax.lax.scan(step, (zero, zero), sequence)
+        return h @ params["dense"] + params["bias"], state, []
+
+    return Net(init, apply)
+
+
+def _head(key: Array) -> dict:
+    dense = weights(jax.random.fold_in(key, 1), HIDDEN, 10)
+    return {"dense": dense, "bias": jnp.zeros(10)}

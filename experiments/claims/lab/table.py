@@ -1,0 +1,109 @@
+"""The runs of one experiment, as the rules and figures ask for them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from experiments.claims.lab.rows import Row
+
+
+class Table:
+    """Rows of `runs.jsonl` by arm, cell and start.
+
+    Keyword arguments of the methods select cells: `lr=0.1` those with that learning
+    rate.
+    """
+
+    def __init__(self, rows: Iterable[Row]):
+        self._rows = list(rows)
+
+    def cells(self, arm: str, **choice: Any) -> list[dict[str, Any]]:
+        """Returns the cells of `arm`, in the order they were run."""
+        found = []
+        for row in self._of(arm, choice):
+            if row["cell"] not in found:
+                found.append(row["cell"])
+        return found
+
+    def values(self, arm: str, metric: str, **choice: Any) -> np.ndarray:
+        """Returns `metric` of every start, (starts,); nan where it is null.
+
+        Raises:
+            LookupError: if `choice` leaves no cell or several.
+        """
+        cells = self.cells(arm, **choice)
+        if len(cells) != 1:
+            raise LookupError(f"{len(cells)} cells of {arm!r} have {choice}, not one")
+        rows = sorted(self._of(arm, choice), key=lambda row: row["start"])
+        values = [row["metrics"][metric] for row in rows]
+        return np.array([np.nan if v is None else v for v in values], float)
+
+    def sweep(self, arm: str, metric: str, **choice: Any) -> np.ndarray:
+        """Returns `metric` of every cell, (cells, starts)."""
+        cells = self.cells(arm, **choice)
+        return np.stack([self.values(arm, metric, **cell) for cell in cells])
+
+    def best(
+        self, arm: str, by: str = "validation_accuracy", **choice: Any
+    ) -> dict[str, Any]:
+        """Returns the cell whose mean of `by` over the starts is largest."""
+        means = np.nan_to_num(self.sweep(arm, by, **choice).mean(1), nan=-np.inf)
+        return self.cells(arm, **choice)[int(means.argmax())]
+
+    def tuned(
+        self, arm: str, metric: str, by: str = "validation_accuracy", **choice: Any
+    ) -> np.ndarray:
+        """Returns `metric` of every start in the best cell."""
+        return self.values(arm, metric, **self.best(arm, by, **choice))
+
+    def gain(
+        self, first: str, second: str, metric: str = "test_accuracy", **choice: Any
+    ) -> np.ndarray:
+        """Returns `metric` of one arm minus another's, each in its best cell."""
+        return self.tuned(first, metric, **choice) - self.tuned(
+            second, metric, **choice
+        )
+
+    def series(self, arm: str, name: str, **choice: Any) -> np.ndarray:
+        """Returns a series of every start, (starts, points)."""
+        rows = sorted(self._of(arm, choice), key=lambda row: row["start"])
+        values = [[np.nan if v is None else v for v in r["series"][name]] for r in rows]
+        return np.array(values, float)
+
+    def reached(
+        self, arm: str, level: float, name: str = "test_accuracy", **choice: Any
+    ) -> np.ndarray:
+        """Returns the steps until `name` is at `level`, (starts,), or infinity."""
+        above = self.series(arm, name, **choice) >= level
+        steps = self.series(arm, "step", **choice)[0]
+        return np.where(above.any(1), steps[above.argmax(1)], np.inf)
+
+    def last_step(self, arm: str, **choice: Any) -> float:
+        """Returns the step of the last evaluation."""
+        return float(self.series(arm, "step", **choice)[0, -1])
+
+    def diverged(self) -> int:
+        """Returns how many runs diverged, in all arms and cells."""
+        return sum(row["metrics"].get("diverged") == 1 for row in self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _of(self, arm: str, choice: dict[str, Any]) -> list[Row]:
+        return [
+            row
+            for row in self._rows
+            if row["arm"] == arm
+            and all(row["cell"].get(key) == value for key, value in choice.items())
+        ]
+
+
+def log_speedup(slow: np.ndarray, fast: np.ndarray, *, budget: float) -> np.ndarray:
+    """Returns log2 of how many times fewer steps `fast` takes, start by start.
+
+    Steps beyond the budget (infinity) are censored and count as the budget: a start
+    that never arrives still counts, and where only the slow one is censored the ratio
+    is a lower bound.
+    """
+    return np.log2(np.minimum(slow, budget) / np.minimum(fast, budget))

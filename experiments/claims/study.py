@@ -1,0 +1,210 @@
+"""Measures claims about batch normalization and decides them.
+
+Run: python -m experiments run all --preset quick      (about 20 minutes on 2 cores)
+"""
+
+import math
+import shlex
+import sys
+import time
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.claims import chosen
+from experiments.claims.lab import schema, splits, store
+from experiments.claims.lab.experiment import Experiment, Setting
+from experiments.common import checksums, environment, records
+from experiments.common.errors import MAKE_ROOM, UserError, writing
+from experiments.common.files import check_new
+from experiments.common.interrupt import Interrupt
+from experiments.common.lock import locked
+from experiments.common.progress import StepProgress
+from experiments.common.workers import Workers
+
+OUT_OF_TIME = 5
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Measures claims about batch normalization and decides them."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Experiments, or `all`."""
+    preset: Literal["smoke", "quick", "standard"] = "quick"
+    """smoke: does it run; quick: 5 starts; standard: 10 starts."""
+    seed: int = 0
+    """Seed of splits, weights, batches and noise."""
+    out: Path = Path("runs/claims")
+    """Directory of the run, new or empty unless `--resume` is given."""
+    max_minutes: float | None = None
+    """Begin nothing new after so many minutes; what finished is kept."""
+    data_dir: Path | None = None
+    """Directory with the IDX files of MNIST, for `convergence`. Default: digits."""
+    jobs: int = 2
+    """Arms measured at the same time; the numbers do not depend on it."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in `--out` with the options it began with."""
+
+
+def main(config: RunConfig) -> int:
+    """Runs the experiments, writes and prints the verdicts, returns the exit code."""
+    wanted = _checked(config)
+    with locked(config.out):
+        if config.resume:
+            _check_unchanged(config)
+        else:
+            check_new(config.out)
+            _begin(config)
+        return _study(config, wanted)
+
+
+def _study(config: RunConfig, wanted: list[Experiment]) -> int:
+    with Interrupt() as interrupt:
+        try:
+            left = _measure(config, wanted, interrupt)
+        except KeyboardInterrupt:
+            left = True
+            interrupt.requested = True
+        with writing(config.out, advice=MAKE_ROOM):
+            verdicts = store.write(config.out, wanted, to_json(config))
+    print(table(verdicts))
+    print(f"\nfiles: {config.out}; page: python -m experiments report {config.out}")
+    if not left:
+        return 0
+    again = f"python -m experiments run --resume --out {shlex.quote(str(config.out))}"
+    why = "interrupted" if interrupt.requested else "out of time"
+    print(f"{why}; continue with: {again}", file=sys.stderr)
+    return 130 if interrupt.requested else OUT_OF_TIME
+
+
+def stored(config: RunConfig) -> RunConfig:
+    """Returns the options that the run in `config.out` began with."""
+    path = config.out / "config.json"
+    advice = "Start a new run without `--resume`, in another `--out`."
+    try:
+        checksums.check(config.out, path.name)
+        content = schema.load(path)
+    except records.DamagedError as error:
+        raise UserError(
+            f"`--out` must hold a run to resume, but: {error} {advice}"
+        ) from error
+    names, data_dir = tuple(content["names"]), content["data_dir"]
+    given = {"names": names, "data_dir": data_dir and Path(data_dir)}
+    return RunConfig(**(content | given), out=config.out)
+
+
+def to_json(config: RunConfig) -> dict:
+    """Returns what `config.json` holds: what decides the numbers."""
+    data_dir = config.data_dir and str(config.data_dir)
+    kept = {"preset": config.preset, "seed": config.seed, "data_dir": data_dir}
+    return {"names": list(config.names), **kept}
+
+
+def table(verdicts: dict) -> str:
+    """Returns the verdicts as a table for the terminal."""
+    lines = []
+    for row in verdicts["verdicts"]:
+        numbers = [row[key] for key in ("mean", "low", "high")]
+        shown = "" if None in numbers else "{:.3g} [{:.3g}, {:.3g}]".format(*numbers)
+        lines.append(
+            f"{row['claim']:5} {row['verdict']:13} {row['literature']:13} "
+            f"{shown:25} {row['text']}"
+        )
+    header = f"{'claim':5} {'measured':13} {'literature':13} {'effect [95 %]':25} text"
+    return "\n".join([header, "-" * 78, *lines])
+
+
+def _checked(config: RunConfig) -> list[Experiment]:
+    if not 0 <= config.seed < 2**32:
+        raise UserError(
+            f"`--seed` must be at least 0 and below 2**32, got {config.seed}. "
+            "Pass another number."
+        )
+    limit = config.max_minutes
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
+        raise UserError(
+            f"`--max-minutes` must be positive, got {limit}. Pass a number like 10."
+        )
+    if config.jobs < 1:
+        raise UserError(
+            f"`--jobs` must be at least 1, got {config.jobs}. Pass the number of cores."
+        )
+    return chosen(config.names)
+
+
+def _begin(config: RunConfig) -> None:
+    # Data that cannot be read must not leave a directory that is in use.
+    if config.data_dir is not None:
+        splits.mnist(config.data_dir, starts=1, seed=config.seed)
+    environment.begin(config.out, to_json(config))
+
+
+def _check_unchanged(config: RunConfig) -> None:
+    old, new = to_json(stored(config)), to_json(config)
+    for name in old:
+        if old[name] != new[name]:
+            raise UserError(
+                f"`--{name.replace('_', '-')}` must stay {old[name]}, with which the "
+                f"run in '{config.out}' began, got {new[name]}. Leave it out, or "
+                "start a new run in another `--out`."
+            )
+    if not environment.is_that_of(config.out / "environment.json"):
+        note = "this environment differs from environment.json: numbers may differ"
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _measure(config: RunConfig, wanted: list[Experiment], interrupt: Interrupt) -> bool:
+    """Measures what is missing; returns whether something still is."""
+    arms = [(experiment, arm) for experiment in wanted for arm in experiment.arms]
+    todo = [
+        one for one in arms if store.load_part(store.part(config.out, *one)) is None
+    ]
+    before, begun = len(arms) - len(todo), time.monotonic()
+    limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
+    running: set[futures.Future] = set()
+    with (
+        StepProgress(len(arms), begin=before, unit="arms") as progress,
+        Workers(config.jobs) as pool,
+    ):
+        progress.start_clock()
+        alone = False
+        while todo or running:
+            late = interrupt.requested or time.monotonic() - begun > limit
+            while (
+                todo
+                and not late
+                and _may_start(todo[0], running, alone=alone, jobs=config.jobs)
+            ):
+                experiment, arm = todo.pop(0)
+                alone = not experiment.exact
+                running.add(pool.submit(_measure_arm, config, experiment.name, arm))
+            if not running:
+                break
+            # The timeout lets Ctrl-C through.
+            done, running = futures.wait(running, 0.5, futures.FIRST_COMPLETED)
+            for future in done:
+                progress.update(len(arms) - len(todo) - len(running), future.result())
+    return bool(todo)
+
+
+def _may_start(
+    one: tuple[Experiment, str], running: set, *, alone: bool, jobs: int
+) -> bool:
+    """What is timed runs alone, everything else beside others."""
+    timed = not one[0].exact
+    return not running or (len(running) < jobs and not alone and not timed)
+
+
+def _measure_arm(config: RunConfig, name: str, arm: str) -> str:
+    (experiment,) = chosen((name,))
+    setting = Setting(config.preset, config.seed, config.data_dir)
+    start = time.monotonic()
+    rows = experiment.measure(arm, setting)
+    path = store.part(config.out, experiment, arm)
+    with writing(config.out, advice=MAKE_ROOM):
+        store.save_part(path, rows, time.monotonic() - start)
+    return f"{name}: {arm}"

@@ -1,0 +1,1 @@
+"""`collectives`: what the devices of a step exchange, against a model."""

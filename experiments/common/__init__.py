@@ -1,0 +1,1 @@
+"""What all programs share: errors, files, checkpoints, progress, processes."""

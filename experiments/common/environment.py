@@ -1,0 +1,99 @@
+"""Says what a run was made with: versions, devices, commit; no host name, no path."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxbn
+from experiments.common import checksums, files, records
+from experiments.common.errors import writing
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "mnist1d",
+)
+
+
+def describe() -> dict:
+    """Returns the environment as JSON-ready values."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "jaxbn": jaxbn.__version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "backend": jax.default_backend(),
+        "processes": jax.process_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "x64": jax.config.values["jax_enable_x64"],
+        "git": _git(),
+    }
+
+
+def begin(out: Path, options: dict) -> None:
+    """Makes the directory of a run, with `environment.json` and `config.json`.
+
+    Raises:
+        UserError: if `out` cannot be written.
+    """
+    names = ("config.json", "environment.json")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            # This one first: a directory that has it can be continued.
+            files.write_json(out / names[0], options)
+            files.write_json(out / names[1], describe())
+            checksums.seal(out, names[0])
+        except OSError:
+            for name in names:
+                (out / name).unlink(missing_ok=True)
+            raise
+
+
+def is_that_of(path: Path) -> bool:
+    """Tells whether `path` holds the description of this environment."""
+    try:
+        return records.read(path, dict[str, Any]) == describe()
+    except records.DamagedError:
+        return False
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict | None:
+    """Commit, and whether files differ from it; None outside a checkout."""
+    # Without a lock: one left behind by a full disk would stop every later commit.
+    here = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "--no-optional-locks", *arguments],
+                cwd=here,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(changes)}

@@ -1,0 +1,85 @@
+"""Reads the JSON files of a run, and believes only what has the expected form."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from experiments.common.errors import UserError
+
+T = TypeVar("T")
+Options = dict[str, str | int | float | bool | None]
+"""What `config.json` of a training run holds."""
+
+# Not JSON, not UTF-8, not of the expected types, nested too deep.
+_DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class DamagedError(UserError):
+    """A file of a run that is missing, cannot be read, or holds something else."""
+
+
+def read(path: Path, kind: type[T]) -> T:
+    """Returns what a JSON file holds.
+
+    Args:
+        path: the file.
+        kind: its type, as msgspec takes it: a `Struct`, `dict[str, int]`, and so on.
+
+    Raises:
+        DamagedError: if it is not there, or holds something else.
+    """
+    with _whole(path):
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+
+
+def text(path: Path) -> str:
+    """Returns what a text file holds; `DamagedError` if that is not text."""
+    with _whole(path):
+        return path.read_text(encoding="utf-8")
+
+
+def converted(value: Any, kind: type[T], *, name: str) -> T:
+    """Returns `value`, of JSON, as `kind`; `DamagedError` if it is something else."""
+    with _whole(name):
+        return msgspec.convert(value, kind)
+
+
+def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
+    """Returns the rows of a JSONL file up to the first one that is damaged.
+
+    Returns:
+        The rows, and what is wrong with the one after them. That is nothing if there
+        is none, or only the beginning of one: the writer was killed.
+
+    Raises:
+        DamagedError: if there is no such file.
+    """
+    rows: list[T] = []
+    with _whole(path):
+        *whole, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(whole, 1):
+        try:
+            rows.append(msgspec.json.decode(line, type=kind))
+        except _DAMAGED as error:
+            return rows, f"line {number}: {_reason(error)}"
+    return rows, ""
+
+
+@contextlib.contextmanager
+def _whole(name: Path | str) -> Iterator[None]:
+    name = f"'{name}'" if isinstance(name, Path) else name
+    try:
+        yield
+    except OSError as error:
+        raise DamagedError(
+            f"{name} must be readable, but: {error.strerror}."
+        ) from error
+    except _DAMAGED as error:
+        raise DamagedError(f"{name} must be whole, but: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

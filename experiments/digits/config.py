@@ -1,0 +1,137 @@
+"""The options of `train`: their types, their limits, and how a run remembers them."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.common import checksums, records
+from experiments.common.data import TRAIN_SIZES
+from experiments.common.errors import UserError
+from experiments.common.options import parse
+
+_LIMITS = {  # smallest and largest value of the whole numbers
+    "steps": (1, 2**31 - 1),
+    "batch_size": (2, 2**31 - 1),
+    "starts": (1, 1000),
+    "eval_every": (1, 2**31 - 1),
+    "seed": (0, 2**32 - 1),
+}
+_NOT_REMEMBERED = ("config", "out", "resume")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Trains a small residual net with and without a normalization.
+
+    With `--config` cifar10-resnet20, cifar10-resnet56 or imagenet-resnet50: a ResNet,
+    on one device or on many hosts; see `--config NAME --help`.
+    """
+
+    config: Literal["digits"] = "digits"
+    """This configuration; the others have options of their own."""
+    norm: Literal["bn", "gn", "ln", "in", "none"] = "bn"
+    """Normalization to compare with none; `none` trains the plain net alone."""
+    data: Literal["digits", "mnist1d"] = "digits"
+    """Data set."""
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples a step, for each start."""
+    lr: float = 0.1
+    """Learning rate, constant, the same with and without normalization."""
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
+    """Optimizer; momentum is SGD with momentum 0.9."""
+    seed: int = 0
+    """Seed of splits, initial weights and order of the data."""
+    starts: int = 5
+    """Random starts, trained side by side."""
+    eval_every: int = 10
+    """Steps between two evaluations on the whole test split."""
+    out: Path = Path("runs/train")
+    """Directory of the run, new or empty unless `--resume` is given."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in `--out` with the options it began with."""
+
+
+def check(config: TrainConfig) -> None:
+    """Raises `UserError` for an option out of its limits."""
+    for name, (low, high) in _LIMITS.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            bound = f"at least {low}" if value < low else f"at most {high}"
+            raise UserError(
+                f"`{_flag(name)}` must be {bound}, got {value}. Pass another number."
+            )
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise UserError(
+            f"`--lr` must be positive and finite, got {config.lr}. "
+            "Pass a number like 0.1."
+        )
+    size = TRAIN_SIZES[config.data]
+    if config.batch_size > size:
+        raise UserError(
+            f"`--batch-size` must be at most {size}, the size of the training split of "
+            f"{config.data}, got {config.batch_size}. Pass a smaller one."
+        )
+
+
+def to_json(config: TrainConfig) -> dict:
+    """Returns what `config.json` holds: every option but `out` and `resume`."""
+    options = dataclasses.asdict(config)
+    return {key: options[key] for key in options if key not in _NOT_REMEMBERED}
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Returns a hash that two configs share if they describe the same run."""
+    text = json.dumps(to_json(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stored(config: TrainConfig) -> TrainConfig:
+    """Returns the options that the run in `config.out` began with."""
+    path = config.out / "config.json"
+    advice = "Start a new run without `--resume`, in another `--out`."
+    if not path.is_file():
+        raise UserError(
+            f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
+        )
+    try:
+        checksums.check(config.out, path.name)
+        begun = _from_json(records.read(path, records.Options))
+        check(begun)
+    except UserError as error:
+        raise UserError(
+            f"'{path}' must hold the options of a run, but does not: {error} {advice}"
+        ) from error
+    return dataclasses.replace(begun, out=config.out)
+
+
+def check_unchanged(config: TrainConfig, begun: TrainConfig) -> None:
+    """Raises `UserError` if an option differs from the one the run began with."""
+    old, new = to_json(begun), to_json(config)
+    for name in old:
+        if old[name] != new[name]:
+            raise UserError(
+                f"`{_flag(name)}` must stay {old[name]}, with which the run in "
+                f"'{config.out}' began, got {new[name]}. "
+                "Leave it out, or start a new run in another `--out`."
+            )
+
+
+def _from_json(content: records.Options) -> TrainConfig:
+    # Read as if it had been typed, so that the same kinds and choices are enforced.
+    names = set(to_json(TrainConfig()))
+    if set(content) != names:
+        raise UserError(f"it must have the keys {', '.join(sorted(names))}.")
+    typed = [f"{part}" for name in content for part in (_flag(name), content[name])]
+    return parse(TrainConfig, typed, prog="python -m experiments train")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
