@@ -121,6 +121,41 @@ def test_experiments_import_public_names_only():
     assert violations(experiments, private_imports) == {}
 
 
+# Which rooms of `experiments` enter which others; there is no way back.
+ROOMS = {
+    "": {"common"},
+    "bench": {"bench.compilers", "collectives", "common", "scale"},
+    "bench.compilers": {"collectives", "common", "nets", "scale"},
+    "claims": {"claims.lab", "common"},
+    "claims.lab": {"common", "nets"},
+    "collectives": {"common", "scale"},
+    "digits": {"common", "nets"},
+    "scale": {"common", "nets"},
+    "common": set(),
+    "nets": set(),
+}
+
+
+def room_of(file):
+    return ".".join(file.relative_to(ROOT / "experiments").parts[:-1])
+
+
+def entered(name):
+    """The room of the module or the name that is imported; None outside of them."""
+    parts = name.split(".")[1:] if name.startswith("experiments.") else []
+    rooms = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((room for room in rooms if room in ROOMS), None)
+
+
+def test_the_rooms_of_the_experiments_are_entered_one_way():
+    found = {room: set() for room in ROOMS}
+    for file in experiments:
+        here = room_of(file)
+        found[here] |= set(map(entered, imports(file))) - {here, None}
+    assert found == ROOMS
+    assert sum(map(len, ROOMS.values())) <= 20
+
+
 def private_of_jax(file):
     names = [name for name in imports(file) if "jax._src" in name]
     return names + sorted(attributes(file) & {"_src"})
