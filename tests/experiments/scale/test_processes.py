@@ -120,8 +120,8 @@ def test_one_process_has_no_deadline():
 def supervised(program, *, kill=None):
     """The exit code and stderr of `program` under supervision."""
     line = (
-        "import sys, subprocess; from experiments import supervise; run = subprocess.Po"
-        "pen\nsubprocess.Popen = lambda command, **k: run([sys.executable, '-c', "
+        "import sys, subprocess; from experiments.common import supervise\n"
+        "run = subprocess.Popen\nsubprocess.Popen = lambda command, **k: run([sys.executable, '-c', "
         f"{program!r}], **k)\nsys.exit(supervise.supervise(['train', '--lr', '1']))"
     )
     running = subprocess.Popen(
@@ -159,7 +159,7 @@ def test_the_parent_says_how_its_process_ended(program, code, text):
 
 WAITS = (
     "import signal, sys, time\n"
-    "from experiments import supervise\n"
+    "from experiments.common import supervise\n"
     "supervise.end_with_parent()\n"
     "def end(*_):\n"
     "    global came\n"
