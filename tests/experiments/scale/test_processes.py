@@ -121,7 +121,8 @@ def supervised(program, *, kill=None):
     """The exit code and stderr of `program` under supervision."""
     line = (
         "import sys, subprocess; from experiments.common import supervise\n"
-        "run = subprocess.Popen\nsubprocess.Popen = lambda command, **k: run([sys.executable, '-c', "
+        "run = subprocess.Popen\n"
+        "subprocess.Popen = lambda command, **k: run([sys.executable, '-c', "
         f"{program!r}], **k)\nsys.exit(supervise.supervise(['train', '--lr', '1']))"
     )
     running = subprocess.Popen(
