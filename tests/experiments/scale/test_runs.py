@@ -58,7 +58,7 @@ def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
 def differing(out, cache, /, *flags, common=None, **options):
     """Two processes, the second with other options: exit codes and last lines."""
     both = {"second": (flags, options), **(common or {})}
-    codes, errors = end(*start_all(out, cache, processes=2, **both), timeout=60)
+    codes, errors = end(*start_all(out, cache, processes=2, **both), timeout=120)
     return codes, [text.splitlines()[-1] for text in errors]
 
 
@@ -110,7 +110,7 @@ def test_a_lost_process_stops_the_other_and_one_can_go_on_alone(whole, cache, tm
         else:
             wait_for_step(running[0], 1 + 2 * lost)
         running[lost].kill()
-        codes, errors = end(*running, timeout=60)
+        codes, errors = end(*running, timeout=120)
         assert codes[1 - lost] == 3, errors
         last = errors[1 - lost].splitlines()[-1]
         assert last.startswith("error: ") and "lost another one" in last
