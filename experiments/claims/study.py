@@ -17,7 +17,7 @@ import tyro
 from experiments.claims import chosen
 from experiments.claims.lab import schema, splits, store
 from experiments.claims.lab.experiment import Experiment, Setting
-from experiments.common import checksums, environment, records
+from experiments.common import checksums, environment, records, remembered
 from experiments.common.errors import MAKE_ROOM, UserError, writing
 from experiments.common.files import check_new
 from experiments.common.interrupt import Interrupt
@@ -144,14 +144,7 @@ def _begin(config: RunConfig) -> None:
 
 
 def _check_unchanged(config: RunConfig) -> None:
-    old, new = to_json(stored(config)), to_json(config)
-    for name in old:
-        if old[name] != new[name]:
-            raise UserError(
-                f"`--{name.replace('_', '-')}` must stay {old[name]}, with which the "
-                f"run in '{config.out}' began, got {new[name]}. Leave it out, or "
-                "start a new run in another `--out`."
-            )
+    remembered.check_unchanged(config.out, to_json(stored(config)), to_json(config))
     if not environment.is_that_of(config.out / "environment.json"):
         note = "this environment differs from environment.json: numbers may differ"
         print(f"note: {note}", file=sys.stderr)

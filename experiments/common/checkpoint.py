@@ -16,7 +16,7 @@ import msgspec
 import orbax.checkpoint as ocp
 
 from experiments.common import checksums, processes, records
-from experiments.common.errors import MAKE_ROOM, UserError, unwritable
+from experiments.common.errors import MAKE_ROOM, UserError, first_line, unwritable
 
 State = TypeVar("State")
 Data = TypeVar("Data")
@@ -124,12 +124,6 @@ def read_newest(run: Identity[Data], like: State) -> Saved[State, Data]:
         f"`--out` must hold a run with a whole checkpoint, got '{run.out}'. "
         "Train one first: python -m experiments train --config NAME."
     )
-
-
-def first_line(error: Exception) -> str:
-    """Returns the message of `error`, short and without a period."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")
 
 
 def _read_own(run: Identity[Data], step: int, like: State) -> Saved[State, Data]:

@@ -45,14 +45,13 @@ def describe() -> dict:
 
 
 def begin(out: Path, options: dict) -> None:
-    """Makes the directory of a run, with `environment.json` and `config.json`.
+    """Begins a run in the directory `out`: `config.json` and `environment.json`.
 
     Raises:
         UserError: if `out` cannot be written.
     """
     names = ("config.json", "environment.json")
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
         try:
             # This one first: a directory that has it can be continued.
             files.write_json(out / names[0], options)

@@ -50,3 +50,15 @@ def writing(
         yield
     except OSError as error:
         raise unwritable(out, error.strerror, advice=advice, option=option) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of `error` on one line, short and without a period."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200].rstrip(".")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of the message of `error`, short and without a period."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200].rstrip(".")

@@ -35,6 +35,11 @@ def parse(
         raise UserError(f"{_reason(errors.getvalue())} See {prog} --help.") from None
 
 
+def flag(name: str) -> str:
+    """Returns the option of the command line for a field."""
+    return "--" + name.replace("_", "-")
+
+
 def _reason(box: str) -> str:
     # tyro draws a box: a title, a rule, the reason, a rule, and more. The rules are of
     # "-" or of box-drawing characters, and the first one may contain the title.

@@ -7,11 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, one_line
 
 T = TypeVar("T")
-Options = dict[str, str | int | float | bool | None]
-"""What `config.json` of a training run holds."""
 
 # Not JSON, not UTF-8, not of the expected types, nested too deep.
 _DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -64,7 +62,7 @@ def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
         try:
             rows.append(msgspec.json.decode(line, type=kind))
         except _DAMAGED as error:
-            return rows, f"line {number}: {_reason(error)}"
+            return rows, f"line {number}: {one_line(error)}"
     return rows, ""
 
 
@@ -78,8 +76,4 @@ def _whole(name: Path | str) -> Iterator[None]:
             f"{name} must be readable, but: {error.strerror}."
         ) from error
     except _DAMAGED as error:
-        raise DamagedError(f"{name} must be whole, but: {_reason(error)}.") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise DamagedError(f"{name} must be whole, but: {one_line(error)}.") from error

@@ -1,8 +1,6 @@
 """The options of `train`: their types, their limits, and how a run remembers them."""
 
 import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.common import checksums, records
+from experiments.common import remembered
 from experiments.common.data import TRAIN_SIZES
 from experiments.common.errors import UserError
-from experiments.common.options import parse
+from experiments.common.options import flag
 
 _LIMITS = {  # smallest and largest value of the whole numbers
     "steps": (1, 2**31 - 1),
@@ -66,7 +64,7 @@ def check(config: TrainConfig) -> None:
         if not low <= value <= high:
             bound = f"at least {low}" if value < low else f"at most {high}"
             raise UserError(
-                f"`{_flag(name)}` must be {bound}, got {value}. Pass another number."
+                f"`{flag(name)}` must be {bound}, got {value}. Pass another number."
             )
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise UserError(
@@ -89,8 +87,7 @@ def to_json(config: TrainConfig) -> dict:
 
 def fingerprint(config: TrainConfig) -> str:
     """Returns a hash that two configs share if they describe the same run."""
-    text = json.dumps(to_json(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return remembered.fingerprint(to_json(config))
 
 
 def stored(config: TrainConfig) -> TrainConfig:
@@ -101,37 +98,6 @@ def stored(config: TrainConfig) -> TrainConfig:
         raise UserError(
             f"`--out` must hold a run to resume, got '{config.out}'. {advice}"
         )
-    try:
-        checksums.check(config.out, path.name)
-        begun = _from_json(records.read(path, records.Options))
-        check(begun)
-    except UserError as error:
-        raise UserError(
-            f"'{path}' must hold the options of a run, but does not: {error} {advice}"
-        ) from error
-    return dataclasses.replace(begun, out=config.out)
-
-
-def check_unchanged(config: TrainConfig, begun: TrainConfig) -> None:
-    """Raises `UserError` if an option differs from the one the run began with."""
-    old, new = to_json(begun), to_json(config)
-    for name in old:
-        if old[name] != new[name]:
-            raise UserError(
-                f"`{_flag(name)}` must stay {old[name]}, with which the run in "
-                f"'{config.out}' began, got {new[name]}. "
-                "Leave it out, or start a new run in another `--out`."
-            )
-
-
-def _from_json(content: records.Options) -> TrainConfig:
-    # Read as if it had been typed, so that the same kinds and choices are enforced.
-    names = set(to_json(TrainConfig()))
-    if set(content) != names:
-        raise UserError(f"it must have the keys {', '.join(sorted(names))}.")
-    typed = [f"{part}" for name in content for part in (_flag(name), content[name])]
-    return parse(TrainConfig, typed, prog="python -m experiments train")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    names = to_json(TrainConfig())
+    found = remembered.read(path, TrainConfig, names=names, check=check, advice=advice)
+    return dataclasses.replace(found, out=config.out)

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from experiments.common import checkpoint, checksums, environment, files, processes
+from experiments.common import (
+    checkpoint,
+    checksums,
+    environment,
+    files,
+    processes,
+    remembered,
+)
 from experiments.common.data import Data, load
 from experiments.common.errors import MAKE_ROOM, writing
 from experiments.common.files import check_new
@@ -25,7 +32,6 @@ from experiments.digits import results
 from experiments.digits.config import (
     TrainConfig,
     check,
-    check_unchanged,
     fingerprint,
     stored,
     to_json,
@@ -44,7 +50,9 @@ def main(config: TrainConfig) -> int:
     check(config)
     with locked(config.out):
         if config.resume:
-            check_unchanged(config, stored(config))
+            remembered.check_unchanged(
+                config.out, to_json(stored(config)), to_json(config)
+            )
         else:
             check_new(config.out)
         data = load(config.data, starts=config.starts, seed=config.seed)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import experiments
 import jaxbn
 from experiments.common import environment, processes
 from experiments.common.errors import UserError, writing
+from experiments.common.options import flag
 from experiments.scale import connection
 from experiments.scale.config import ScaleConfig
-from experiments.scale.options import flag, flat
-from experiments.scale.sources import open_source
+from experiments.scale.options import flat
+from experiments.scale.sources import Source
 
 # Paths may differ between machines; what lies there is compared instead.
 _OWN = ("coordinator", "process_id", "out", "data_dir", "compilation_cache")
@@ -26,7 +27,15 @@ _SOME = 16
 _FOR_A_FILE = 5.0  # seconds that a network file system may need to show a file
 
 
-def check_same(what: Mapping[str, object]) -> None:
+def check(config: ScaleConfig) -> None:
+    """Raises `UserError` in all processes unless all would do the same in one place."""
+    if connection.alone(config.devices):
+        return
+    _check_shared(config.out)
+    _check_same(_options(config) | _program())
+
+
+def _check_same(what: Mapping[str, object]) -> None:
     """Raises `UserError` in all processes unless all give the same values.
 
     Args:
@@ -35,21 +44,21 @@ def check_same(what: Mapping[str, object]) -> None:
     first, *others = map(json.loads, processes.gather(json.dumps(what)))
     for number, other in enumerate(others, 1):
         for name in first:
-            if first[name] != other[name]:
+            if first[name] != other.get(name):
                 raise UserError(
                     f"{name} must be the same in all processes, got {first[name]} in "
-                    f"process 0 and {other[name]} in process {number}. Start all of "
-                    "them alike."
+                    f"process 0 and {other.get(name)} in process {number}. Start all "
+                    "of them alike."
                 )
 
 
-def options(config: ScaleConfig) -> dict[str, object]:
+def _options(config: ScaleConfig) -> dict[str, object]:
     """Returns the options that decide what a run computes, and when it saves."""
     given = {k: v for k, v in flat(config).items() if k not in _OWN}
     return {f"`{flag(name)}`": value for name, value in given.items()}
 
 
-def program() -> dict[str, object]:
+def _program() -> dict[str, object]:
     """Returns what computes: the code, its packages, and the settings of JAX."""
     found = environment.describe()
     versions = found["packages"].items()
@@ -64,11 +73,19 @@ def program() -> dict[str, object]:
     }
 
 
-def data(config: ScaleConfig) -> str:
-    """Returns a hash of some examples, the same for the same data; "" if alone."""
+def check_data(config: ScaleConfig, sources: Iterable[Source]) -> None:
+    """Raises `UserError` in all processes unless all have the same examples."""
+    if connection.alone(config.devices):
+        return
+    with processes.all_or_none():
+        found = _data(sources)
+    _check_same({"The data": found})
+
+
+def _data(sources: Iterable[Source]) -> str:
+    """A hash of some examples."""
     total = hashlib.sha256()
-    for split in ("train", "eval") if not connection.alone(config.devices) else ():
-        source = open_source(config.data, split=split)
+    for source in sources:
         total.update(str(len(source)).encode())
         for position in np.linspace(0, len(source) - 1, _SOME).astype(int):
             example = source[int(position)]
@@ -77,7 +94,7 @@ def data(config: ScaleConfig) -> str:
     return total.hexdigest()[:12]
 
 
-def check_shared(out: Path) -> None:
+def _check_shared(out: Path) -> None:
     """Raises `UserError` in all processes unless `out` is one directory for all."""
     path, token = out / ".token", uuid.uuid4().hex
     try:

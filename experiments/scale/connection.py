@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import jax
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, first_line
 from experiments.scale import config, meeting
 
 _TO_CONNECT = 60  # seconds, once all have met
@@ -41,7 +41,7 @@ def started(devices: config.Devices) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             "The processes must find each other, but: "
-            f"{str(error).splitlines()[0].rstrip('.')}. Check `--coordinator`, "
+            f"{first_line(error)}. Check `--coordinator`, "
             "`--processes` and `--process-id`, or the environment for `--distributed`."
         ) from error
     _check_devices()

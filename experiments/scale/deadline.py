@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 from experiments.common import processes
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, first_line
 from experiments.common.supervise import LOST
 from experiments.scale import config, connection
 
@@ -42,7 +42,8 @@ class Deadline:
         if isinstance(error, UserError):
             processes.leave(str(error), code=2)
         if processes.lost_another(error):
-            self._leave(f"{type(error).__name__} ({_first_line(error)})")
+            said = first_line(error) if str(error).strip() else "no message"
+            self._leave(f"{type(error).__name__} ({said})")
         traceback.print_exception(error)
         processes.leave(
             f"{self._name()} ended by a mistake of this program, see above", code=1
@@ -76,7 +77,3 @@ class Deadline:
         if self.devices.process_id is None:
             return "this process"
         return f"process {self.devices.process_id} of {self.devices.processes}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200].rstrip(".")

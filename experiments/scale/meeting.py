@@ -70,7 +70,7 @@ def meet(here: Place, *, seconds: float = _FOR_ALL_TO_COME) -> None:
 
 def _receive(here: Place, seconds: float) -> None:
     end, refused = time.monotonic() + seconds, ""
-    came: dict[int, socket.socket] = {}
+    came, guests = set(), []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_server(here))
         while not refused and len(came) < here.processes - 1:
@@ -84,9 +84,10 @@ def _receive(here: Place, seconds: float) -> None:
             if word is None:
                 continue  # a stranger at the port
             refused = _fault(here, came, word)
-            came[-1 if refused else word.number] = guest
+            came.add(word.number)
+            guests.append(guest)
         server.close()  # JAX opens the port anew as soon as the others go on
-        for guest in came.values():
+        for guest in guests:
             with contextlib.suppress(OSError):  # it has ended; JAX will miss it
                 _say(guest, _Answer(refused))
     if refused:
@@ -119,7 +120,7 @@ def _refused_by_another(here: Place) -> str:
     return answer.refused if answer else ""
 
 
-def _missing(here: Place, came: dict, seconds: float) -> str:
+def _missing(here: Place, came: set[int], seconds: float) -> str:
     absent = ", ".join(str(n) for n in range(1, here.processes) if n not in came)
     return (
         f"All {here.processes} processes must come to {here.host}:{here.port} within "
@@ -128,7 +129,7 @@ def _missing(here: Place, came: dict, seconds: float) -> str:
     )
 
 
-def _fault(here: Place, came: dict, word: _Guest) -> str:
+def _fault(here: Place, came: set[int], word: _Guest) -> str:
     if word.processes != here.processes:
         return (
             f"`--processes` must be the same in all processes, got {here.processes} in "

@@ -1,16 +1,14 @@
 """Checks the options, and remembers those of a run in its `config.json`."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import shlex
 from pathlib import Path
 from typing import Any
 
-from experiments.common import checksums, records
+from experiments.common import records, remembered
 from experiments.common.errors import UserError
-from experiments.common.options import parse
+from experiments.common.options import flag
 from experiments.scale.config import CONFIGS, ScaleConfig
 
 _LEAST = {
@@ -147,10 +145,7 @@ def again(config: ScaleConfig) -> str:
 
 def fingerprint(config: ScaleConfig) -> str:
     """Returns a hash that two configs share if they describe the same run."""
-    described = to_json(config)
-    for name in (*_REMEMBERED, "data_dir", "loader_threads"):
-        described.pop(name)
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return remembered.fingerprint(_decisive(config))
 
 
 def stored(config: ScaleConfig) -> ScaleConfig:
@@ -158,32 +153,29 @@ def stored(config: ScaleConfig) -> ScaleConfig:
     path = config.out / "config.json"
     if not path.is_file():
         return _as_default(config)
-    try:
-        checksums.check(config.out, path.name)
-        begun = _from_json(records.read(path, records.Options))
-        check(begun)
-    except UserError as error:
-        raise UserError(
-            f"'{path}' must hold the options of a run, but does not: {error} "
-            "Put a copy back, or start a new run in another `--out`."
-        ) from error
+    found = remembered.read(
+        path,
+        ScaleConfig,
+        names=to_json(ScaleConfig()),
+        check=check,
+        advice="Put a copy back, or start a new run in another `--out`.",
+    )
     now = {}
     for part, names in _FREE.items():
-        kept = {name: getattr(getattr(begun, part), name) for name in names}
+        kept = {name: getattr(getattr(found, part), name) for name in names}
         now[part] = dataclasses.replace(getattr(config, part), **kept)
-    return _as_default(dataclasses.replace(begun, **now))
+    return _as_default(dataclasses.replace(found, **now))
 
 
-def check_unchanged(config: ScaleConfig, begun: ScaleConfig) -> None:
+def check_unchanged(config: ScaleConfig, old: ScaleConfig) -> None:
     """Raises `UserError` if an option differs from the one the run began with."""
-    if fingerprint(config) == fingerprint(begun):
-        return
-    old, new = to_json(begun), to_json(config)
-    name = next(n for n in old if old[n] != new[n] and n not in _REMEMBERED)
-    raise UserError(
-        f"`{flag(name)}` must stay {old[name]}, with which the run in '{config.out}' "
-        f"began, got {new[name]}. Leave it out, or start a new run in another `--out`."
-    )
+    remembered.check_unchanged(config.out, _decisive(old), _decisive(config))
+
+
+def _decisive(config: ScaleConfig) -> dict[str, Any]:
+    """The options that make a run another one."""
+    free = (*_REMEMBERED, "data_dir", "loader_threads")
+    return {k: v for k, v in to_json(config).items() if k not in free}
 
 
 def named(arguments: list[str]) -> str | None:
@@ -194,7 +186,7 @@ def named(arguments: list[str]) -> str | None:
     if "--resume" not in arguments or out is None:
         return None
     try:
-        content = records.read(Path(out) / "config.json", records.Options)
+        content = records.read(Path(out) / "config.json", remembered.Options)
         return str(content["config"])
     except (records.DamagedError, KeyError):
         return None
@@ -210,26 +202,7 @@ def _given(arguments: list[str], option: str) -> str | None:
     return None
 
 
-def flag(name: str) -> str:
-    """Returns the option of the command line for a field."""
-    return "--" + name.replace("_", "-")
-
-
 def _as_default(config: ScaleConfig) -> ScaleConfig:
     # The command line is read once more on top of it, `--resume` included.
     session = dataclasses.replace(config.session, resume=False)
     return dataclasses.replace(config, session=session)
-
-
-def _from_json(content: records.Options) -> ScaleConfig:
-    # Read as if it had been typed, so that the same kinds and choices are enforced.
-    names = set(to_json(ScaleConfig()))
-    if set(content) != names:
-        raise UserError(f"it must have the keys {', '.join(sorted(names))}.")
-    typed = []
-    for name, value in content.items():
-        if isinstance(value, bool):
-            typed.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            typed += [flag(name), str(value)]
-    return parse(ScaleConfig, typed, prog="python -m experiments train")

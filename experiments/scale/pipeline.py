@@ -20,7 +20,13 @@ _EXAMPLES = 2**48
 
 
 def train_batches(
-    data: config.Data, *, batch_size: int, seed: int, process: int, processes: int
+    data: config.Data,
+    *,
+    batch_size: int,
+    seed: int,
+    process: int,
+    processes: int,
+    source: Source | None = None,
 ) -> Any:
     """The rows of one process of an endless stream of shuffled training batches.
 
@@ -34,6 +40,7 @@ def train_batches(
         process: number of this process, from 0.
         processes: number of processes; divides the batch size. Process p has the rows
             [p * batch_size / processes, (p + 1) * batch_size / processes).
+        source: the examples, if they are open already.
 
     Returns:
         A `grain.DatasetIterator` of {"image": (rows, height, width, channels), float32;
@@ -44,7 +51,8 @@ def train_batches(
     """
     grain = _grain()
     rows = rows_of(batch_size, process=process, processes=processes)
-    source = open_source(data, split="train")
+    if source is None:
+        source = open_source(data, split="train")
 
     def read(step: int, positions: np.ndarray) -> dict[str, np.ndarray]:
         images, labels = _examples(source, positions[rows], data)
@@ -60,9 +68,17 @@ def train_batches(
 
 
 def eval_batches(
-    data: config.Data, *, batch_size: int, process: int, processes: int
+    data: config.Data,
+    *,
+    batch_size: int,
+    process: int,
+    processes: int,
+    source: Source | None = None,
 ) -> Iterable[dict[str, np.ndarray]]:
     """The rows of one process of one pass over the evaluation examples, in order.
+
+    Args:
+        data, batch_size, process, processes, source: as in `train_batches`.
 
     Returns:
         An iterable of batches as in `train_batches`, the same number of them and of the
@@ -72,7 +88,8 @@ def eval_batches(
     """
     grain = _grain()
     rows = rows_of(batch_size, process=process, processes=processes)
-    source = open_source(data, split="eval")
+    if source is None:
+        source = open_source(data, split="eval")
     shape = (data.image_size, data.image_size, data.channels)
 
     def read(step: int) -> dict[str, np.ndarray]:

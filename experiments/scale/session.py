@@ -21,6 +21,7 @@ from experiments.scale.network import Variables
 from experiments.scale.optimizer import learning_rate
 from experiments.scale.options import profiled_steps
 from experiments.scale.profile import Profile
+from experiments.scale.sources import Source, open_source
 from experiments.scale.step import Metrics, Step, TrainState, evaluate
 
 RESULTS = ("summary.json", "metrics.jsonl", "speed.jsonl")
@@ -33,10 +34,12 @@ class Streams(NamedTuple):
     Attributes:
         train: an iterator whose position can be stored and set.
         evaluation: an iterable, one pass.
+        sources: what both are read from.
     """
 
     train: Any
     evaluation: Iterable[dict]
+    sources: tuple[Source, Source]
 
 
 class Run(NamedTuple):
@@ -62,11 +65,18 @@ class Run(NamedTuple):
     def open_data(self) -> Streams:
         """Opens the data; `UserError` if they cannot be read."""
         data, size = self.config.data, self.config.optimizer.batch_size
+        sources = (open_source(data, split="train"), open_source(data, split="eval"))
         train = pipeline.train_batches(
-            data, batch_size=size, seed=self.config.seed, **self.stream
+            data,
+            batch_size=size,
+            seed=self.config.seed,
+            source=sources[0],
+            **self.stream,
         )
-        evaluation = pipeline.eval_batches(data, batch_size=size, **self.stream)
-        return Streams(train, evaluation)
+        evaluation = pipeline.eval_batches(
+            data, batch_size=size, source=sources[1], **self.stream
+        )
+        return Streams(train, evaluation, sources)
 
 
 class Position(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.common import idx
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, one_line
 from experiments.scale import config, images
 
 Split = Literal["train", "eval"]
@@ -76,7 +76,8 @@ def cifar_binary(data: config.Data, split: Split) -> Arrays:
             records = np.memmap(path, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
         except OSError as error:
             raise UserError(
-                f"`{path}` must be a readable file, got: {short(error)} Copy it again."
+                f"`{path}` must be a readable file, got: {one_line(error)}. Copy it "
+                "again."
             ) from error
         if records[:, 0].max() > 9:
             raise UserError(
@@ -151,7 +152,7 @@ def array_record(data: config.Data, split: Split) -> ArrayRecords:
     except Exception as error:
         raise UserError(
             f"`{data.data_dir}/{pattern}` must be whole ArrayRecord files, got: "
-            f"{short(error)} Write them again."
+            f"{one_line(error)}. Write them again."
         ) from error
     return ArrayRecords(records, data.channels, f"{data.data_dir}/{pattern}")
 
@@ -214,14 +215,8 @@ def reading(what: str, advice: str) -> Iterator[None]:
         yield
     except Exception as error:  # of a library, which may raise anything
         raise UserError(
-            f"{what} must be an image and its label, got: {short(error)} {advice}"
+            f"{what} must be an image and its label, got: {one_line(error)}. {advice}"
         ) from error
-
-
-def short(error: Exception) -> str:
-    """What an error of another library says, as one sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200].rstrip(".") + "."
 
 
 def _existing(path: Path, source: str) -> Path:
@@ -239,5 +234,5 @@ def _array_record(part: str) -> Any:
     except ImportError as error:
         raise UserError(
             "`--source arrayrecord` must find the package array_record, but there is "
-            f'{short(error)} Install it: pip install "jaxbn[data]".'
+            f'{one_line(error)}. Install it: pip install "jaxbn[data]".'
         ) from error

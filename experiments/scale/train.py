@@ -92,16 +92,13 @@ def _claim_directory(
     with processes.all_or_none():
         if processes.is_first():
             held.enter_context(locked(config.out))
-    agreement.check_shared(config.out)
-    agreement.check_same(agreement.options(config))
-    agreement.check_same(agreement.program())
+    agreement.check(config)
     with processes.all_or_none():
         begun = processes.is_first() and _has_begun(config)
         run = make_run(config)
         # Data that cannot be read must not leave a directory that is in use.
         streams = run.open_data()
-        some = agreement.data(config)
-    agreement.check_same({"The data": some})
+    agreement.check_data(config, streams.sources)
     with processes.all_or_none():
         if processes.is_first() and not begun:
             environment.begin(config.out, to_json(config))
