@@ -1,4 +1,4 @@
-"""What all flax.linen modules of the package share: their variables and one call."""
+"""The base of all flax.linen modules here: their variables and one call."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -14,11 +14,11 @@ from jax import Array
 from jaxbn.linen_base import Layer
 from jaxbn.variants import hooks, renorm_schedule, timestep
 
-_BOUNDS = renorm_schedule.renorm_schedule()
+_BOUNDS = renorm_schedule()
 
 
 class GhostBatchNorm(hooks.Ghost, Layer, kw_only=True):
-    """Normalizes groups of examples; see `jaxbn.variants.ghost.ghost_batch_norm`.
+    """Normalizes groups of examples; see `jaxbn.variants.ghost_batch_norm`.
 
     Attributes:
         ghost_batch_size: examples of a group, of the global batch in order.
@@ -37,7 +37,7 @@ class GhostBatchNorm(hooks.Ghost, Layer, kw_only=True):
 
 
 class BatchRenorm(hooks.Renorm, Layer):
-    """Batch renormalization; see `jaxbn.variants.renorm.batch_renorm`.
+    """Batch renormalization; see `jaxbn.variants.batch_renorm`.
 
     Attributes:
         r_max, d_max: the bounds: numbers, or functions of the number of updates.
@@ -57,7 +57,7 @@ class BatchRenorm(hooks.Renorm, Layer):
 
 
 class TimestepBatchNorm(hooks.Timestep, Layer, kw_only=True):
-    """Statistics per time step; see `jaxbn.variants.timestep.timestep_batch_norm`.
+    """Statistics per time step; see `jaxbn.variants.timestep_batch_norm`.
 
     Call it as `layer(x, t=t)`. In `nn.scan` carry the statistics, with
     `variable_carry="batch_stats"`, and take the variables from `init` of one step:
@@ -80,7 +80,7 @@ class TimestepBatchNorm(hooks.Timestep, Layer, kw_only=True):
 
 
 class DomainBatchNorm(hooks.Domain, Layer, kw_only=True):
-    """Statistics per domain; see `jaxbn.variants.domains.domain_batch_norm`.
+    """Statistics per domain; see `jaxbn.variants.domain_batch_norm`.
 
     Call it as `layer(x, domain=domain)`, with a number or one for each example.
 

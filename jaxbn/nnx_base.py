@@ -1,4 +1,4 @@
-"""What all flax.nnx modules of the package share: their variables and one call."""
+"""The base of all flax.nnx modules here: their variables and one call."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -196,7 +196,7 @@ class Layer(hooks.Hooks, nnx.Module):
             self.use_running_average = use_running_average
 
     def _result_type(self, x: Array, stored: Any, scale: Any, bias: Any) -> Dtype:
-        """What Flax returns; the values themselves stay unrounded."""
+        """Returns what Flax does; the values themselves stay unrounded."""
         if self.dtype is None:
             together = (x, *list(stored.values())[:2], scale, bias)
             x, _, _, scale, bias = self.promote_dtype(together, dtype=None)

@@ -13,11 +13,11 @@ from jax import Array
 from jaxbn.nnx_base import Layer
 from jaxbn.variants import hooks, renorm_schedule, timestep
 
-_BOUNDS = renorm_schedule.renorm_schedule()
+_BOUNDS = renorm_schedule()
 
 
 class GhostBatchNorm(hooks.Ghost, Layer):
-    """Normalizes groups of examples; see `jaxbn.variants.ghost.ghost_batch_norm`.
+    """Normalizes groups of examples; see `jaxbn.variants.ghost_batch_norm`.
 
     Args:
         ghost_batch_size: examples of a group, of the global batch in order.
@@ -44,7 +44,7 @@ class GhostBatchNorm(hooks.Ghost, Layer):
 
 
 class BatchRenorm(hooks.Renorm, Layer):
-    """Batch renormalization; see `jaxbn.variants.renorm.batch_renorm`.
+    """Batch renormalization; see `jaxbn.variants.batch_renorm`.
 
     Args:
         r_max, d_max: the bounds: numbers, or functions of the number of updates.
@@ -72,7 +72,7 @@ class BatchRenorm(hooks.Renorm, Layer):
 
 
 class TimestepBatchNorm(hooks.Timestep, Layer):
-    """Statistics per time step; see `jaxbn.variants.timestep.timestep_batch_norm`.
+    """Statistics per time step; see `jaxbn.variants.timestep_batch_norm`.
 
     Call it as `layer(x, t=t)`.
 
@@ -96,7 +96,7 @@ class TimestepBatchNorm(hooks.Timestep, Layer):
 
 
 class DomainBatchNorm(hooks.Domain, Layer):
-    """Statistics per domain; see `jaxbn.variants.domains.domain_batch_norm`.
+    """Statistics per domain; see `jaxbn.variants.domain_batch_norm`.
 
     Call it as `layer(x, domain=domain)`, with a number or one for each example.
 

@@ -22,16 +22,7 @@ from flax import nnx
 import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
-from jaxbn import deploy, optim
-from jaxbn.variants import (
-    domains,
-    eval_blend,
-    ghost,
-    lstm,
-    renorm,
-    renorm_schedule,
-    timestep,
-)
+from jaxbn import deploy, optim, variants
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +88,7 @@ WRONG = {
     "moments": MOMENTS,
     "moments of -1": MOMENTS._replace(m2=np.full(3, -1.0)),
     "moments of strings": jaxbn.Moments("a", "b", "c"),  # type: ignore
-    "renorm state": renorm.init_renorm_state(3),
+    "renorm state": variants.init_renorm_state(3),
 }
 
 
@@ -150,7 +141,7 @@ def decayed(updates, params, **given):
 
 
 def schedule(step, **given):
-    bounds = renorm_schedule.renorm_schedule(**given)
+    bounds = variants.renorm_schedule(**given)
     return bounds.r_max(step), bounds.d_max(step)
 
 
@@ -170,9 +161,9 @@ UPDATE = {
     "skip_nonfinite": False,
 }
 TRAIN = {**INFER, **UPDATE, "axis_name": None, "axis_groups": None, "where": None}
-DOMAINS = domains.init_domain_state(2, 3)
-STEPS = timestep.init_timestep_state(2, 3)
-RENORM = renorm.init_renorm_state(3)
+DOMAINS = variants.init_domain_state(2, 3)
+STEPS = variants.init_timestep_state(2, 3)
+RENORM = variants.init_renorm_state(3)
 
 
 def several(options, states, **others):
@@ -184,8 +175,6 @@ def without(options, *names):
     return {k: v for k, v in options.items() if k not in names}
 
 
-LSTM = lstm.init_lstm(jax.random.key(0), inputs=3, hidden=2, max_steps=2)
-SEQUENCES = np.ones((2, 2, 3), np.float32)
 SCALES = {"norm": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
 
 # What is right, made anew for each call.
@@ -221,27 +210,27 @@ CALLS = {
     ),
     "update": (jaxbn.update, lambda: {"state": STATE, "moments": MOMENTS, **UPDATE}),
     "init_domain_state": (
-        domains.init_domain_state,
+        variants.init_domain_state,
         lambda: {"num_domains": 2, "num_features": 3},
     ),
     "domain_batch_norm": (
-        domains.domain_batch_norm,
+        variants.domain_batch_norm,
         several(TRAIN, DOMAINS, domain=np.array([0, 1, 0, 1])),
     ),
     "domain_batch_norm_inference": (
-        domains.domain_batch_norm_inference,
+        variants.domain_batch_norm_inference,
         several(INFER, DOMAINS, domain=1),
     ),
     "strip_domain": (
-        domains.strip_domain,
+        variants.strip_domain,
         lambda: {"tree": DOMAINS, "domain": 1, "num_domains": 2},
     ),
     "eval_blend": (
-        eval_blend.eval_blend,
+        variants.eval_blend,
         lambda: {**INFER, "where": None, "alpha": 0.5},
     ),
     "fit_eval_blend": (
-        eval_blend.fit_eval_blend,
+        variants.fit_eval_blend,
         lambda: {
             "x": X[None],
             "state": STATE,
@@ -251,7 +240,7 @@ CALLS = {
         },
     ),
     "ghost_batch_norm": (
-        ghost.ghost_batch_norm,
+        variants.ghost_batch_norm,
         lambda: {
             **without(TRAIN, "axis_groups"),
             "ghost_batch_size": 2,
@@ -259,24 +248,24 @@ CALLS = {
         },
     ),
     "init_timestep_state": (
-        timestep.init_timestep_state,
+        variants.init_timestep_state,
         lambda: {"max_steps": 2, "num_features": 3},
     ),
     "timestep_batch_norm": (
-        timestep.timestep_batch_norm,
+        variants.timestep_batch_norm,
         several(TRAIN, STEPS, t=1),
     ),
     "timestep_batch_norm_inference": (
-        timestep.timestep_batch_norm_inference,
+        variants.timestep_batch_norm_inference,
         several(INFER, STEPS, t=1),
     ),
-    "init_renorm_state": (renorm.init_renorm_state, lambda: {"num_features": 3}),
+    "init_renorm_state": (variants.init_renorm_state, lambda: {"num_features": 3}),
     "batch_renorm": (
-        renorm.batch_renorm,
+        variants.batch_renorm,
         lambda: {**TRAIN, "state": RENORM, "r_max": 3.0, "d_max": 5.0},
     ),
     "batch_renorm_inference": (
-        renorm.batch_renorm_inference,
+        variants.batch_renorm_inference,
         lambda: {**without(INFER, "epsilon"), "state": RENORM},
     ),
     "renorm_schedule": (
@@ -288,26 +277,6 @@ CALLS = {
             "d_end": 3,
             "r_max": 3.0,
             "d_max": 5.0,
-        },
-    ),
-    "init_lstm": (
-        lstm.init_lstm,
-        lambda: {
-            "key": jax.random.key(0),
-            "inputs": 3,
-            "hidden": 2,
-            "max_steps": 2,
-            "dtype": np.float32,
-        },
-    ),
-    "lstm": (
-        lstm.lstm,
-        lambda: {
-            "params": LSTM[0],
-            "states": LSTM[1],
-            "x": SEQUENCES,
-            "lengths": None,
-            "training": True,
         },
     ),
     "adapt": (
@@ -570,10 +539,7 @@ SENSIBLE = {
     "d_end": NUMBERS,
     "renorm_schedule.r_max": NUMBERS,
     "renorm_schedule.d_max": NOT_NEGATIVE,
-    "key": {"key"},
-    "lengths": {"none"},
     "states": {"state"},
-    "lstm.states": set(),
     "init_accumulation.states": TREES | {"state", "states", "state of two"},
     "prior_count": NOT_NEGATIVE | {"infinite", "int array"},
     "count": NOT_NEGATIVE | {"infinite", "int array", "none"},
@@ -621,14 +587,11 @@ SENSIBLE = {
     "d_max": NOT_NEGATIVE | {"infinite", "int array"},
     "max_steps": SIZE,
     "num_domains": SIZE,
-    "inputs": SIZE,
-    "hidden": SIZE,
     "passes": SIZE,
     "tolerance": NOT_NEGATIVE | {"none", "infinite"},
     "names": NAMES | EMPTY,
     "dtype": {"none"},
     "init_state.dtype": set(),
-    "init_lstm.dtype": set(),
     **dict.fromkeys(
         ("debias", "unbiased", "skip_nonfinite", "use_bias", "use_scale", "ready",
          "use_fast_variance", "force_float32_reductions", "use_running_average",
@@ -668,7 +631,6 @@ SENSIBLE |= {
 ABSTRACT = (
     "linen.",
     "nnx.",
-    "lstm",
     "fit_eval_blend",
     "domain_batch_norm",
     "eval_",
@@ -735,7 +697,7 @@ def test_every_wrong_argument_has_a_message(name):
 
 @pytest.mark.parametrize(
     "module",
-    [jaxbn, deploy, optim, domains, eval_blend, lstm, renorm],
+    [jaxbn, deploy, optim, variants],
     ids=lambda module: module.__name__,
 )
 def test_all_functions_are_there(module):

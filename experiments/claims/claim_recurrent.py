@@ -6,7 +6,7 @@ One note says that it works in recurrent nets, two say that layer normalization 
 better.
 
 Measured: MNIST-1D as a sequence of 10 steps of 4 numbers, an LSTM of 24 units
-(`jaxbn.variants.lstm` where it is normalized), RMSProp, better of two learning rates:
+(`experiments.nets.lstm` where it is normalized), RMSProp, better of two learning rates:
 plain; batch normalization with gamma 0.1, with gamma 1, and with the statistics of all
 steps shared; layer normalization.
 

@@ -1,4 +1,4 @@
-"""What an implementation provides. A leaf file: every other module may import it.
+"""The contract of an implementation. A leaf file: every other module may import it.
 
 Notation, for `x` of any rank with feature axes `axes` (sorted, non-negative):
 
@@ -76,7 +76,7 @@ def rows(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_explicit(x: Array) -> bool:
-    """Whether the sharding of `x` is a part of its type, for no reshape to change."""
+    """Tells whether the sharding of `x` is part of its type, which forbids reshapes."""
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 

@@ -16,7 +16,6 @@ AUTOMATIC = "auto"
 # The module of each implementation and the platform that it is compiled for; elsewhere
 # the reference implementation takes its place.
 _MODULES = {"native": ("jaxbn.backends.native", "cpu")}
-_PLANNED = {"pallas": "not part of this version"}
 _VARIABLE = "JAXBN_IMPLEMENTATION"
 
 PLATFORMS = tuple({platform for _, platform in _MODULES.values()})
@@ -57,7 +56,7 @@ def implementations() -> dict[str, str | None]:
         >>> jaxbn.implementations()["xla"] is None
         True
     """
-    return {"xla": None} | {name: _missing(name) for name in _MODULES} | _PLANNED
+    return {"xla": None} | {name: _missing(name) for name in _MODULES}
 
 
 def choose(implementation: str | None) -> str:

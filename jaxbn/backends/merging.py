@@ -51,7 +51,7 @@ class Centered(NamedTuple):
 
     @property
     def shrink(self) -> Array:
-        """What a distance is multiplied by before it is squared: 1 / unit."""
+        """Factor of a distance before it is squared: 1 / unit."""
         return 1 / self.unit
 
     def inverse(self, epsilon: float) -> Array:

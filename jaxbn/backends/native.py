@@ -34,7 +34,7 @@ _PAYS = {2: 1 << 15, 4: 1 << 17, 8: 1 << 17}
 
 @functools.cache
 def missing() -> str | None:
-    """Why the library cannot be used, or None; the first call loads it."""
+    """Returns why the library cannot be used, or None; the first call loads it."""
     # In an editable installation the library is beside a second copy of the package.
     places = [Path(place) / _LIBRARY for place in jaxbn.backends.__path__]
     found = next((place for place in places if place.exists()), None)
@@ -109,7 +109,7 @@ def _sizes(shape: Sequence[int], where, axes: tuple[int, ...]) -> list[int] | No
 
 
 def _suits(operands: _Operands, sizes, activation=None) -> bool:
-    """Whether the kernels can run this."""
+    """Tells whether the kernels can run this."""
     full, vectors = operands[:3], operands[3:-1]
     return (
         sizes is not None

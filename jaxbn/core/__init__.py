@@ -7,10 +7,13 @@
 
 `batch_norm` is the first three with a derivative of its own, and the fourth beside it.
 No stage looks at the data to decide what to do, and no derivative rule contains a
-collective: `by_input` (or `by_output`, which keeps y in place of x) marks where the two
-passes of the derivative are, and between them are plain sums over the devices. The
-passes are two linear primitives, `sums` and `expand`, each the transpose of the other
-(`primitives`, `calculus`). A primitive (`kernel`) has a name, a derivative and a rule
-for `vmap`; its loops are those of an implementation (`jaxbn.backends`), chosen when the
-program is compiled, where it is known for which platform that is.
+collective: the rules run before and after plain sums over the devices. What holds the
+stages, from the ground up:
+
+    op          a JAX primitive whose loops an implementation supplies (`backends`)
+    primitives  the four ops moments, sums, expand, gate; calculus has their derivatives
+    by_input    the derivative of a layer that keeps x; by_output: of one that keeps y
+    pool        the merge of many moments; save: what a layer keeps
+    checks, options, records, values, layers   arguments, and the messages about them
+    placement, trees, interpreters             shardings, pytrees, jet and checkify
 """

@@ -43,7 +43,7 @@ def function_of(value: Activation) -> Callable | None:
 
 
 def is_named(function: Any) -> bool:
-    """Whether an activation is none, or one of those with a name."""
+    """Tells whether an activation is none, or one of those with a name."""
     return function is None or any(function is known for known in _NAMED.values())
 
 
@@ -156,6 +156,6 @@ def _parts(params: dict[str, Any]) -> Iterator[Jaxpr]:
 
 
 def _has_tangent(function: Callable, x: Array) -> bool:
-    """Whether a function has a derivative in forward mode too."""
+    """Tells whether a function has a derivative in forward mode too."""
     text = str(jax.make_jaxpr(lambda x: jax.jvp(function, (x,), (x,)))(x))
     return "custom_lin" not in text  # stands for a rule that only reverse mode can run

@@ -31,7 +31,7 @@ from jaxbn.core.types import Activation, AxisGroups, AxisName, BatchNormState, M
 
 
 class _Layer(NamedTuple):
-    """What is constant in the compiled program."""
+    """Constants of the compiled program."""
 
     axes: tuple[int, ...]
     members: sync.Members | None
@@ -41,12 +41,12 @@ class _Layer(NamedTuple):
     save: Save
 
     @property
-    def kernel(self):
+    def params(self):
         return {"axes": self.axes, "implementation": self.implementation}
 
 
 class _Inputs(NamedTuple):
-    """What may change from call to call; None where absent."""
+    """Arrays that change from call to call; None where absent."""
 
     x: Array
     scale: Array | None
@@ -176,12 +176,12 @@ def _without_masked_nonfinite(layer: _Layer, inputs: _Inputs) -> _Inputs:
     if jnp.iscomplexobj(x):
         x = jnp.where(where, x, jnp.zeros((), x.dtype))
     else:
-        (x,) = finite(x, where, **layer.kernel)
+        (x,) = finite(x, where, **layer.params)
     return inputs._replace(x=x)
 
 
 class _Line(NamedTuple):
-    """What a channel is normalized with: slope * (x - center) + offset."""
+    """The affine map of each channel: slope * (x - center) + offset."""
 
     center: Array
     slope: Array
@@ -206,13 +206,13 @@ def _line(layer: _Layer, inputs: _Inputs, batch: Centered) -> _Line:
 def _composed(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     """y and the moments of the batch, differentiated stage by stage."""
     inputs = _without_masked_nonfinite(layer, inputs)
-    local = local_moments(inputs.x, inputs.where, **layer.kernel)
+    local = local_moments(inputs.x, inputs.where, **layer.params)
     batch = shared_moments(local, layer.members)
     return _output(layer, inputs, _line(layer, inputs, batch)), public(batch)
 
 
 def _output(layer: _Layer, inputs: _Inputs, line: _Line) -> Array:
-    options = {"activation": layer.activation, **layer.kernel}
+    options = {"activation": layer.activation, **layer.params}
     return apply(inputs.x, *line, inputs.residual, **options)
 
 
@@ -231,7 +231,7 @@ def _normalized(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     Between them are plain sums over the members and arithmetic on vectors.
     """
     inputs = _without_masked_nonfinite(layer, inputs)
-    local = local_moments(inputs.x, inputs.where, **layer.kernel).constant
+    local = local_moments(inputs.x, inputs.where, **layer.params).constant
     batch = local if layer.members is None else sync.merged(local, layer.members)
     constant = _line(layer, lax.stop_gradient(inputs), batch.constant)
 

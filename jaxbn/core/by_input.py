@@ -16,7 +16,7 @@ from jax.interpreters import ad
 from jaxbn.backends.contract import Gate, Kernels, rows
 from jaxbn.backends.xla import along
 from jaxbn.core import calculus
-from jaxbn.core.kernel import Kernel
+from jaxbn.core.op import Op
 from jaxbn.core.primitives import is_zero, spread, zeros
 
 _PIECEWISE_LINEAR = (jax.nn.relu, jax.nn.relu6, jax.nn.leaky_relu)
@@ -33,7 +33,7 @@ def start(layer: Any, inputs: Any, line: Any) -> list[Array]:
         line: the constants center, slope and offset.
     """
     of = _Gated(layer.activation, inputs.residual, line.slope, line.offset)
-    by = {**of.options("other"), **layer.kernel}
+    by = {**of.options("other"), **layer.params}
     given = (inputs.x, line.center, line.slope, inputs.where)
     return begin(*given, *of.line, **by)
 
@@ -47,12 +47,12 @@ def output(layer: Any, inputs: Any, line: Any, carried: Array) -> Array:
         carried: `x` as `start` returned it.
     """
     given = (carried, inputs.residual, line.slope, line.offset, inputs.x, line.center)
-    by = {"activation": layer.activation, "save": layer.save, **layer.kernel}
+    by = {"activation": layer.activation, "save": layer.save, **layer.params}
     return finish(*given, **by)[0]
 
 
 class _Gated:
-    """Whether the derivative of the activation is a factor inside of the two passes.
+    """The derivative of the activation, where it is a factor inside of the two passes.
 
     In the backward pass it is then a factor of the cotangent and never stored. With a
     residual it has to be: it is the cotangent of the residual. Others than these
@@ -82,7 +82,7 @@ def _begin_jvp(primals, tangents, **params):
 
 
 def two_sums(x, center, slope, where, *_, axes, **__):
-    """What `begin` stands for, to be differentiated by other means."""
+    """Computes what `begin` stands for, to be differentiated by other means."""
     del slope
     distance = x.astype(center.dtype) - along(center, x, axes)
     if where is not None:
@@ -91,7 +91,7 @@ def two_sums(x, center, slope, where, *_, axes, **__):
     return x, distance.sum(over), jnp.square(distance).sum(over)
 
 
-begin = Kernel(
+begin = Op(
     "begin",
     ("x", "center", "slope", "where", "gate_slope", "gate_offset"),
     lambda kernels: lambda x, center, *_, **__: (x, center, center),
@@ -114,12 +114,12 @@ def _finish(kernels: Kernels):
     return function
 
 
-def _finish_jvp(primals, tangents, *, activation, save, **kernel):
+def _finish_jvp(primals, tangents, *, activation, save, **params):
     # y = f(z), z = slope (x - c) + offset + residual:
     #   dy = f'(z) (slope dx + dslope (x - c) + doffset + dresidual).
     _, residual, slope, offset, x, center = primals
     scaled, d_residual, d_slope, d_offset, dx, _ = tangents
-    out = finish(*primals, activation=activation, save=save, **kernel)
+    out = finish(*primals, activation=activation, save=save, **params)
     if all(map(is_zero, (scaled, d_residual, d_slope, d_offset))):
         return out, zeros(out)
     of = _Gated(activation, residual, slope, offset)
@@ -128,18 +128,18 @@ def _finish_jvp(primals, tangents, *, activation, save, **kernel):
     else:
         at = (x, center, *of.line) if of.inside else ()
         given, by = (ad.instantiate_zeros(dx), slope, *at), of.options("other")
-        scaled = scaled + nothing(*given, **by, **kernel)[0]
+        scaled = scaled + nothing(*given, **by, **params)[0]
     d_slope, d_offset = map(ad.instantiate_zeros, (d_slope, d_offset))
     given, by = (scaled, None, d_slope, d_offset, x, center, None), of.options("affine")
-    (dz,) = calculus.expand(*given, *of.line, **by, **kernel)
+    (dz,) = calculus.expand(*given, *of.line, **by, **params)
     dz = dz if is_zero(d_residual) else dz + d_residual
     if activation is not None and not of.inside:
         given = (dz, x, center, slope, offset, residual)
-        (dz,) = calculus.gate(*given, activation=activation, **kernel)
+        (dz,) = calculus.gate(*given, activation=activation, **params)
     return out, [dz]
 
 
-finish = Kernel(
+finish = Op(
     "finish", ("carried", "residual", "slope", "offset", "x", "center"), _finish
 )
 finish.define_derivatives(_finish_jvp)
@@ -166,7 +166,7 @@ def _nothing_transpose(cotangents, a, *others, **params):
 # Zero in the shape of `a`. It stands for (slope - constant) a, where slope has the
 # value of the constant: `begin` multiplies by the constant, and the derivative of slope
 # is a part of the second derivative.
-nothing = Kernel(
+nothing = Op(
     "nothing",
     ("a", "slope", "x", "center", "gate_slope", "gate_offset"),
     lambda kernels: lambda a, *_, **__: jnp.zeros_like(a),

@@ -20,7 +20,7 @@ from jax.interpreters import ad
 from jaxbn.backends.contract import statistics_type
 from jaxbn.core import calculus
 from jaxbn.core.activation import name_of
-from jaxbn.core.kernel import Kernel
+from jaxbn.core.op import Op
 from jaxbn.core.primitives import is_zero, zeros
 
 SMALLEST_SCALE = 2.0**-10
@@ -63,7 +63,7 @@ def start(layer: Any, inputs: Any, line: Any, y: Array) -> list[Array]:
         y: the output, as `by_input.output` returns it.
     """
     given = (inputs.x, *line, inputs.residual, inputs.where, y)
-    return begin(*given, activation=layer.activation, **layer.kernel)
+    return begin(*given, activation=layer.activation, **layer.params)
 
 
 def output(layer: Any, inputs: Any, line: Any, y, carried, moving: Any) -> Array:
@@ -79,23 +79,23 @@ def output(layer: Any, inputs: Any, line: Any, y, carried, moving: Any) -> Array
     """
     vectors = (moving.slope, moving.offset, line.slope, line.offset)
     given = (y, carried, inputs.residual, *vectors)
-    return finish(*given, activation=layer.activation, **layer.kernel)[0]
+    return finish(*given, activation=layer.activation, **layer.params)[0]
 
 
-def _begin_jvp(primals, tangents, *, activation, **kernel):
+def _begin_jvp(primals, tangents, *, activation, **params):
     # As in `by_input`, with x - c = (y / f' - residual - offset) / slope:
     #   2 sum(dx (x - c)) = 2 sum(dx (y / f' - residual - offset)) / slope.
     _, _, slope, offset, residual, where, y = primals
     dx = tangents[0]
-    out = begin(*primals, activation=activation, **kernel)
+    out = begin(*primals, activation=activation, **params)
     if is_zero(dx):
         return out, zeros(out)
-    of = _Constants(activation, kernel)
+    of = _Constants(activation, params)
     scaled, total, moment = _sums(of, residual, where, dx, y, offset, slope)
     return out, [scaled, total, 2 * moment / slope]
 
 
-begin = Kernel(
+begin = Op(
     "begin_by_output",
     ("x", "center", "slope", "offset", "residual", "where", "y"),
     lambda kernels: lambda x, center, *_, **__: (x, center, center),
@@ -104,7 +104,7 @@ begin = Kernel(
 begin.define_derivatives(_begin_jvp)
 
 
-def _finish_jvp(primals, tangents, *, activation, **kernel):
+def _finish_jvp(primals, tangents, *, activation, **params):
     # dy = f' (slope dx + dslope (x - c) + doffset + dresidual); with k = dslope / slope
     #    = f' (slope dx + doffset - k offset - k residual + dresidual) + k y.
     y, _, residual, _, _, slope, offset = primals
@@ -115,12 +115,12 @@ def _finish_jvp(primals, tangents, *, activation, **kernel):
     k = d_slope / slope
     h = d_offset - k * offset
     d_residual = None if is_zero(d_residual) else d_residual
-    of = _Constants(activation, kernel)
+    of = _Constants(activation, params)
     # The very array that is kept, which the next layer then keeps too.
     return [y], [_outer(of, residual, d_residual, y, scaled, k, h)]
 
 
-finish = Kernel(
+finish = Op(
     "finish_by_output",
     ("y", "carried", "residual", "slope", "offset", "slope_of_y", "offset_of_y"),
     lambda kernels: lambda y, *_, **__: y,
@@ -131,18 +131,18 @@ finish.define_derivatives(_finish_jvp)
 
 class _Constants(NamedTuple):
     activation: Callable | None
-    kernel: dict
+    params: dict
 
 
 def _sums(of: _Constants, residual, where, dx, y, bias, gain):
     """gain dx, and the sums of dx and of dx (z - bias), z being y / f' - residual."""
     if residual is None and of.activation is None:
-        return calculus.sums(dx, y, bias, gain, where, **of.kernel)
+        return calculus.sums(dx, y, bias, gain, where, **of.params)
     zero = jnp.zeros_like(bias)
     other = y if residual is None else residual
-    dz, s, r = calculus.sums(dx, other, zero, gain, where, **of.kernel)
+    dz, s, r = calculus.sums(dx, other, zero, gain, where, **of.params)
     back = _gated(of, dx, y, _inverse(negative_slope(of.activation)))
-    _, t = calculus.sums(back, y, zero, None, where, **of.kernel)
+    _, t = calculus.sums(back, y, zero, None, where, **of.params)
     t = t - bias * s
     return dz, s, t if residual is None else t - r
 
@@ -151,21 +151,21 @@ def _outer(of: _Constants, residual, d_residual, y, dz, k, h) -> Array:
     """f' (dz + h - k residual + d_residual) + k y."""
     zero = jnp.zeros_like(k)
     if residual is None and of.activation is None:
-        return calculus.expand(dz, None, k, h, y, zero, None, **of.kernel)[0]
+        return calculus.expand(dz, None, k, h, y, zero, None, **of.params)[0]
     other, by = (y, zero) if residual is None else (residual, -k)
-    (dz,) = calculus.expand(dz, None, by, h, other, zero, None, **of.kernel)
+    (dz,) = calculus.expand(dz, None, by, h, other, zero, None, **of.params)
     dz = dz if d_residual is None else dz + d_residual
     dy = _gated(of, dz, y, of.activation)
-    return calculus.expand(dy, None, k, zero, y, zero, None, **of.kernel)[0]
+    return calculus.expand(dy, None, k, zero, y, zero, None, **of.params)[0]
 
 
 def _gated(of: _Constants, values: Array, y: Array, function: Callable | None) -> Array:
     """`values` times the derivative of `function`, which depends on the sign of y."""
     if of.activation is None:
         return values
-    zero = jnp.zeros([y.shape[axis] for axis in of.kernel["axes"]], statistics_type(y))
+    zero = jnp.zeros([y.shape[axis] for axis in of.params["axes"]], statistics_type(y))
     line = (zero, jnp.ones_like(zero), zero, None)
-    return calculus.gate(values, y, *line, activation=function, **of.kernel)[0]
+    return calculus.gate(values, y, *line, activation=function, **of.params)[0]
 
 
 @functools.cache

@@ -11,6 +11,8 @@ primitives themselves and lax, so derivatives of every order exist.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +20,8 @@ from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import rows, statistics_type
-from jaxbn.core import gated, placement
+from jaxbn.backends.contract import Gate, rows, statistics_type
+from jaxbn.core import placement
 from jaxbn.core.primitives import (
     expand,
     gate,
@@ -84,7 +86,7 @@ def _sums_jvp(primals, tangents, *, gate=None, **params):
     da, dx, d_center, d_multiplier, *_ = tangents
     out = sums(*primals, gate=gate, **params)
     if gate is not None and not all(map(is_zero, tangents[1:])):
-        return out, gated.derivative(gated.plain_sums(gate, params), primals, tangents)
+        return out, _derivative(_plain_sums(gate, params), primals, tangents)
     terms: list[list] = [[] for _ in out]
     if not is_zero(da):
         direct = sums(da, x, center, multiplier, where, *line, gate=gate, **params)
@@ -136,9 +138,7 @@ def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
     out = expand(*primals, gate=gate, **params)
     others = (d_multiplier, *tangents[4:])
     if gate is not None and not all(map(is_zero, others)):
-        return out, gated.derivative(
-            gated.plain_expand(gate, params), primals, tangents
-        )
+        return out, _derivative(_plain_expand(gate, params), primals, tangents)
     terms = []
     if not all(map(is_zero, (da, d_slope, d_offset))):
         da = None if is_zero(da) else da
@@ -209,7 +209,7 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
         terms += gate(ddy, *inputs, implementation=implementation, **params)
     if not all(map(is_zero, d_inputs)):
         plain = functools.partial(dispatch.kernels().gate, dy, **params)
-        terms.append(gated.derivative(plain, inputs, d_inputs))
+        terms.append(_derivative(plain, inputs, d_inputs))
     return out, [_total(terms)] if terms else zeros(out)
 
 
@@ -221,6 +221,58 @@ def _gate_transpose(cotangents, dy, x, *inputs, **params):
         None,
         *[None] * len(inputs),
     ]
+
+
+# `sums` and `expand` with a gate, written without one: for derivatives. Where only the
+# operands move in which they are linear, a gated primitive is its own derivative. Where
+# others move, that of these compositions takes its place.
+
+
+def _derivative(function: Callable, primals: Sequence, tangents: Sequence) -> Any:
+    """The tangent of `function`, in those operands whose tangents are not zero."""
+    moving = [i for i, tangent in enumerate(tangents) if not is_zero(tangent)]
+
+    def at(*values):
+        changed = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            changed[i] = value
+        return function(*changed)
+
+    return jax.jvp(at, [primals[i] for i in moving], [tangents[i] for i in moving])[1]
+
+
+def _plain_sums(of_gate: Gate, params: dict) -> Callable:
+    """`sums` with a gate, written without: to be differentiated in all operands."""
+
+    def function(a, x, center, multiplier, where, *line):
+        by = {"activation": of_gate.activation, **params}
+        (gated,) = gate(a, x, center, *line, None, **by)
+        scaled, summed = (gated, a) if of_gate.part == "other" else (a, gated)
+        out = sums(summed, x, center, None, where, **params)
+        return (
+            out if multiplier is None else [scale_by(scaled, multiplier, params), *out]
+        )
+
+    return function
+
+
+def _plain_expand(of_gate: Gate, params: dict) -> Callable:
+    """`expand` with a gate, written without."""
+
+    def function(a, multiplier, slope, offset, x, center, where, *line):
+        by = {"activation": of_gate.activation, **params}
+        affine = (slope, offset, x, center)
+        if of_gate.part == "other":
+            (a,) = gate(a, x, center, *line, None, **by)
+            return expand(a, multiplier, *affine, where, **params)
+        # Masked after the gate and before it alike: both are zero there.
+        plain = expand(None, None, *affine, where, **params)
+        (z,) = gate(*plain, x, center, *line, None, **by)
+        if a is None:
+            return [z]
+        return [z + (a if multiplier is None else scale_by(a, multiplier, params))]
+
+    return function
 
 
 moments.define_derivatives(_moments_jvp)

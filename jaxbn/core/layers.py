@@ -1,4 +1,4 @@
-"""What is right for the options of a layer of Flax, whatever its input.
+"""Checks of the options of a layer of Flax, whatever its input.
 
 Those that say something about an input, as the feature axis, are checked with it too.
 """

@@ -67,7 +67,7 @@ def moments(
 
 
 def group_of(axis_name: AxisName | None, axis_groups: AxisGroups | None):
-    """Who shares statistics with this device, or None for nobody."""
+    """Returns the devices that share statistics with this one, or None."""
     axis_name = checks.axis_names(axis_name)
     groups = checks.groups(axis_groups, axis_name)
     if axis_name is None:
@@ -93,11 +93,11 @@ def local_moments(
     x: Array, where: Array | None, *, axes: tuple[int, ...], implementation: str
 ) -> Centered:
     """The moments of the values on this device."""
-    kernel = {"axes": axes, "implementation": implementation}
+    params = {"axes": axes, "implementation": implementation}
     if jnp.iscomplexobj(x):
-        parts = (local_moments(part, where, **kernel) for part in (x.real, x.imag))
+        parts = (local_moments(part, where, **params) for part in (x.real, x.imag))
         return _complex(*parts)
-    center, delta, m2, unit = calculus.moments(x, where, **kernel)
+    center, delta, m2, unit = calculus.moments(x, where, **params)
     count = calculus.count(x, where, axes)
     return Centered(count, center, delta, m2, unit)
 

@@ -11,20 +11,20 @@ from jax import Array
 from jax.interpreters import ad
 
 from jaxbn.backends.contract import Kernels
-from jaxbn.core.kernel import Kernel
+from jaxbn.core.op import Op
 
 _GATE = ("gate_slope", "gate_offset")
 
-moments = Kernel("moments", ("x", "where"))
-sums = Kernel("sums", ("a", "x", "center", "multiplier", "where", *_GATE))
-expand = Kernel(
+moments = Op("moments", ("x", "where"))
+sums = Op("sums", ("a", "x", "center", "multiplier", "where", *_GATE))
+expand = Op(
     "expand", ("a", "multiplier", "slope", "offset", "x", "center", "where", *_GATE)
 )
-gate = Kernel("gate", ("dy", "x", "center", "slope", "offset", "residual"))
+gate = Op("gate", ("dy", "x", "center", "slope", "offset", "residual"))
 
 
 def is_zero(tangent: object) -> bool:
-    """Whether a tangent is absent or known to be zero."""
+    """Tells whether a tangent is absent or known to be zero."""
     return tangent is None or isinstance(tangent, ad.Zero)
 
 
@@ -50,7 +50,7 @@ def _replaced_jvp(primals, tangents, **params):
 
 
 # `value` with the derivative of `other`, which is the same but for rounding.
-replaced = Kernel(
+replaced = Op(
     "replaced",
     ("value", "other"),
     lambda kernels: lambda value, other, **_: value,
@@ -73,5 +73,5 @@ def _finite_jvp(primals, tangents, **params):
 
 
 # `x` with zero instead of NaN or infinity where `where` is false.
-finite = Kernel("finite", ("x", "where"), _finite)
+finite = Op("finite", ("x", "where"), _finite)
 finite.define_derivatives(_finite_jvp)

@@ -11,7 +11,7 @@ from jaxbn.core.types import BatchNormState, Moments
 
 
 class Rule(NamedTuple):
-    """What holds for the values of a field, where they are known.
+    """A requirement on the values of a field, checked where they are known.
 
     Attributes:
         right: from values to whether they are right.
@@ -116,7 +116,7 @@ def of_steps(name: str, states: Any) -> BatchNormState:
 
 
 def _cure(name: str, given: Any, kind: Kind) -> str:
-    """What to do about another type that may hold the same values."""
+    """Returns the cure for another type that may hold the same values."""
     made, fields = kind.of.__name__, set(kind.of._fields)
     if isinstance(given, Mapping) and set(given) == fields:
         return f"Write `{made}(**{name})`."  # as restored from a checkpoint

@@ -1,4 +1,4 @@
-"""What a layer keeps for the backward pass: its input, its output, or less."""
+"""The choice of what a layer keeps for the backward pass."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from jaxbn.core.options import one_of
 from jaxbn.core.values import shown
 
 Save = Literal["input", "output", "recompute"]
-"""What is kept, see `jaxbn.batch_norm`."""
+"""Choice of what is kept, see `jaxbn.batch_norm`."""
 
 
 def check(save: Save, activation: Callable | None, x: Array) -> Save:

@@ -95,7 +95,7 @@ def update(
 
 
 class Average(NamedTuple):
-    """How a batch changes the running statistics, see `update`."""
+    """Options of an update of the running statistics, see `update`."""
 
     momentum: Any
     debias: bool
@@ -139,7 +139,7 @@ def updated(state: BatchNormState, moments: Moments, how: Average) -> BatchNormS
 
 
 def where_counted(seen: Array, how: Average, mean: Array, spread: Array) -> Array:
-    """Where a batch has values, or nowhere if one is not finite and may not count."""
+    """Marks the channels that a batch changes: none if a value may not count."""
     if not how.skip_nonfinite:
         return seen
     finite = jnp.isfinite(mean) & jnp.isfinite(spread)

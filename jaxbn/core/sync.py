@@ -8,14 +8,14 @@ from jax import Array, lax
 
 from jaxbn.backends import merging
 from jaxbn.backends.merging import Centered
-from jaxbn.core.kernel import share_types, varying_axes
+from jaxbn.core.op import share_types, varying_axes
 from jaxbn.core.types import AxisName
 
 Groups = tuple[tuple[int, ...], ...]
 
 
 class Members(NamedTuple):
-    """Who shares statistics: the axis, and groups of its positions if not all.
+    """The devices that share statistics: an axis, and groups of its positions.
 
     Attributes:
         axis_name: one or several mesh or vmap axes.

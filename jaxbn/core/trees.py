@@ -72,7 +72,7 @@ def of_arrays(name: str, tree: Any) -> Any:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether this is a state or moments, perhaps as a dictionary from a checkpoint."""
+    """Recognizes a state or moments, also as a dictionary from a checkpoint."""
     if isinstance(value, Mapping):
         return "mean" in value and ("var" in value or "m2" in value)
     return isinstance(value, BatchNormState | Moments)

@@ -1,4 +1,4 @@
-"""What is known of an argument, and how a message shows it. Imports nothing of jaxbn.
+"""Values of arguments where they are known, and their text in messages. A leaf file.
 
 An argument may be traced: then its shape and type are known and its values are not, so
 nothing is said about them. Values are known of numbers, NumPy arrays and JAX arrays
@@ -74,7 +74,7 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def is_deleted(value: Any) -> bool:
-    """Whether this is an array whose values were given away, as to `donate_argnums`."""
+    """Recognizes an array whose values were given away, as to `donate_argnums`."""
     is_array = isinstance(value, Array) and not isinstance(value, Tracer)
     return is_array and value.is_deleted()
 
@@ -105,7 +105,7 @@ def require(
 
 
 def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
-    """Whether this is called with values, as a class is not."""
+    """Tells whether this is called with values, as a class is not."""
     return callable(value) and not isinstance(value, type)
 
 
@@ -121,7 +121,7 @@ def integer(value: Any) -> int | None:
 
 
 def is_single(value: Any) -> bool:
-    """Whether a value is no sequence; a text is none, and what has no order."""
+    """Tells whether a value is no sequence; a text is none, and what has no order."""
     unordered = isinstance(value, str | bytes | Mapping | Set)
     if unordered or not isinstance(value, Iterable):
         return True
@@ -137,7 +137,7 @@ def several(value: Any) -> tuple:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value, or an item of it, is only known when the program runs."""
+    """Tells whether a value, or an item of it, is only known when the program runs."""
     return any(isinstance(item, Tracer) for item in (value, *_items(value)))
 
 

@@ -1,14 +1,14 @@
 """From training to use: recalibrate, adapt, freeze and fold."""
 
 from jaxbn.deploy.adapt import adapt
+from jaxbn.deploy.calls import FoldReport
 from jaxbn.deploy.fold import fold
-from jaxbn.deploy.fold_calls import FoldReport
-from jaxbn.deploy.fold_model import fold_linen, strip_linen
 from jaxbn.deploy.freeze import Frozen, freeze
-from jaxbn.deploy.linen import linen_model
+from jaxbn.deploy.linen_fold import fold_linen, strip_linen
+from jaxbn.deploy.linen_model import linen_model
 from jaxbn.deploy.model import Model
-from jaxbn.deploy.nnx import nnx_model
 from jaxbn.deploy.nnx_fold import fold_nnx
+from jaxbn.deploy.nnx_model import nnx_model
 from jaxbn.deploy.recalibrate import recalibrate
 
 __all__ = [

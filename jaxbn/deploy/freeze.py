@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends import dispatch
 from jaxbn.core import checks, options, values
-from jaxbn.core import implementation as implementations
 from jaxbn.core.normalize import apply
 from jaxbn.core.records import record
 from jaxbn.core.types import Activation, BatchNormState
@@ -51,7 +51,7 @@ class Frozen(NamedTuple):
             checks.residual(residual, x),
             axes=axes,
             activation=activation,
-            implementation=implementations.choose(implementation),
+            implementation=dispatch.choose(implementation),
         )
 
 

@@ -1,4 +1,4 @@
-"""Which layers a flax.linen model calls, and on what."""
+"""Records the layers that a flax.linen model calls, and their inputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbn.deploy.fold_calls import STACKED, Call, first_of, pads
-from jaxbn.deploy.linen import intercept, kind_of, read
+from jaxbn.deploy.calls import STACKED, Call, first_of, pads
+from jaxbn.deploy.linen_model import intercept, kind_of, read
 
 
 def calls_of(module, variables, example, call) -> list[Call]:

@@ -1,4 +1,4 @@
-"""What recalibration and adaptation need of a whole model."""
+"""The statistics of a whole model, for recalibration and adaptation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Model(NamedTuple):
 
 
 def run(module: Any, batch: Any) -> Any:
-    """How a model is called unless told otherwise."""
+    """Calls a model, unless told otherwise."""
     return module(batch)
 
 
@@ -38,7 +38,7 @@ def callable_model(call: Any) -> Any:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether a module is a batch-normalization layer of Flax or jaxbn.
+    """Tells whether a module is a batch-normalization layer of Flax or jaxbn.
 
     Not one of `jaxbn.variants` that keeps several statistics or sigma: it stays alone.
     """

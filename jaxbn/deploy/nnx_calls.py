@@ -1,4 +1,4 @@
-"""Which layers a flax.nnx model calls, and on what."""
+"""Records the layers that a flax.nnx model calls, and their inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxbn.core.activation import function_of
-from jaxbn.deploy.fold_calls import STACKED, Call, first_of, pads
+from jaxbn.deploy.calls import STACKED, Call, first_of, pads
 from jaxbn.deploy.model import is_norm
 
 
@@ -48,7 +48,7 @@ def replace(model: Any, path: str, by: Any) -> None:
 
 
 def rest_of(norm: Any, output_type: Any) -> Any:
-    """What is left of a folded layer: the residual, the activation, the type."""
+    """The rest of a folded layer: the residual, the activation, the type."""
     from flax import nnx
 
     class Rest(nnx.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn.core import trees
-from jaxbn.deploy.fold_calls import (
+from jaxbn.deploy.calls import (
     Call,
     FoldReport,
     Order,
@@ -17,8 +17,8 @@ from jaxbn.deploy.fold_calls import (
     tolerance_of,
 )
 from jaxbn.deploy.model import callable_model, is_norm, run
-from jaxbn.deploy.nnx import nnx_module
 from jaxbn.deploy.nnx_calls import calls_of, layers_of, replace, rest_of
+from jaxbn.deploy.nnx_model import nnx_module
 
 _NAMES = ("mean", "var", "scale", "bias", "kernel")
 

@@ -1,4 +1,4 @@
-"""What every conversion asks of its arguments, and the messages about them."""
+"""Checks of the arguments of every conversion, with their messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from jaxbn.core.values import known, shown
 
 
 def is_a(value: Any, name: str, *packages: str) -> bool:
-    """Whether a value is an instance of a class of that name in one of the packages.
+    """Recognizes an instance of a class of that name in one of the packages.
 
     Found by the names of its bases, because nothing may be imported to ask.
     """

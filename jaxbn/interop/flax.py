@@ -1,4 +1,4 @@
-"""What layers of linen and of nnx have in common, of Flax or of jaxbn."""
+"""Settings that layers of linen and of nnx share, of Flax or of jaxbn."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -49,7 +49,7 @@ def from_keras(source: Any) -> Layer:
     if source.renorm:
         raise ValueError(
             f"`source` must not renormalize, got renorm={source.renorm!r}. Use "
-            "`jaxbn.variants.renorm` and copy its statistics by hand."
+            "`jaxbn.variants.batch_renorm` and copy its statistics by hand."
         )
     names = ("moving_mean", "moving_variance", "gamma", "beta")
     mean, var, *affine = ((f"`source.{k}`", _values(source, k)) for k in names)

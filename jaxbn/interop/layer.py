@@ -61,7 +61,7 @@ class Layer(NamedTuple):
 
 
 def counts(settings: Any) -> bool:
-    """Whether a Layer, or a module, needs the number of batches for its average."""
+    """Tells whether a Layer or a module needs the number of batches for its average."""
     return getattr(settings, "debias", False) or settings.momentum is None
 
 

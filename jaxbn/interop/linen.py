@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxbn.deploy.linen import boxed_as, unboxed
+from jaxbn.deploy.linen_model import boxed_as, unboxed
 from jaxbn.interop import arguments
 from jaxbn.interop.flax import layer_of, plain
 from jaxbn.interop.layer import Layer, checked, counts

@@ -113,7 +113,7 @@ def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:
 
 
 def _arrays(module: Any) -> dict[str, Any]:
-    """What the variables of a layer hold, by their names."""
+    """Returns the values of the variables of a layer, by their names."""
     names = ("mean", "var", "count", "scale", "bias")
     found = {name: getattr(module, name, None) for name in names}
     return {k: v.get_value() for k, v in found.items() if v is not None}

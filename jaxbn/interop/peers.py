@@ -136,7 +136,7 @@ def _check_batch(layer: Layer, label: str, x: Any) -> None:
 
 
 def _theirs(x: np.ndarray, call: Callable[[], Any], *, length: int | None = None):
-    """What the other side returns; whatever it raises is about the batch, or a bug."""
+    """Calls the other side; an error there is about the batch, or a bug."""
     try:
         result = call()
         if length is not None and len(result) != length:

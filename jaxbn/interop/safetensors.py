@@ -118,7 +118,7 @@ def _values(name: Any, value: Any) -> np.ndarray:
 
 
 def _lone(name: str) -> bool:
-    """Whether there is half of a pair of surrogates, of which UTF-8 has none."""
+    """Finds half of a pair of surrogates, which UTF-8 cannot write."""
     return name.encode(errors="ignore").decode() != name
 
 

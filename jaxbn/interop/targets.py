@@ -90,7 +90,7 @@ def number_of_updates(layer: Layer, place: str) -> int:
 
 
 def _same(layer: Layer, name: str, value: Any) -> bool:
-    """Whether a setting is the same, or makes no difference."""
+    """Tells whether a setting is the same, or makes no difference."""
     ours = getattr(layer, name)
     if name == "debias":
         return ours == value or layer.momentum is None or not _start_matters(layer)
@@ -105,7 +105,7 @@ def _same(layer: Layer, name: str, value: Any) -> bool:
 
 
 def _start_matters(layer: Layer) -> bool:
-    """Whether the next average depends on how many batches there were, in float32."""
+    """Tells whether the next average depends on the number of batches, in float32."""
     numbers, momentum = known(layer.state.count), layer.momentum
     if numbers is None or momentum is None or isinstance(momentum, Tracer):
         return True
@@ -117,7 +117,7 @@ def _listed(settings: Mapping[str, Any]) -> str:
 
 
 def _or_change(layer: Layer, ours: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """How a layer gets what only the target has; what only it has is not given up."""
+    """Writes the cure for a layer that lacks what its target has."""
     size = layer.state.mean.size
     neutral = {
         "scale": f"scale=jnp.ones({size})",

@@ -1,4 +1,4 @@
-"""What to decay, and how the scales of residual blocks start."""
+"""Masks for weight decay, and initial scales of residual blocks."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -156,7 +156,7 @@ def _last_name(path: tuple) -> str:
 
 
 def _pattern(name: str, value: Any) -> Callable[[str], Any]:
-    """Whether a whole name matches a regular expression."""
+    """Tells whether a whole name matches a regular expression."""
     hint = 'For example "ResNetBlock_[0-9]+".'
     if not isinstance(value, str):
         raise TypeError(

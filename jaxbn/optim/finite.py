@@ -1,4 +1,4 @@
-"""When to step: training that leaves out what is not finite."""
+"""Skips updates that are not finite."""
 
 import functools
 from typing import Any

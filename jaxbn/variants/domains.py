@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends import dispatch
 from jaxbn.core import checks, options, placement, values
-from jaxbn.core import implementation as implementations
-from jaxbn.core.by_domain import by_domain, checked, in_range
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
+from jaxbn.core.records import STATE, record
 from jaxbn.core.state import average_of, init_state, updated
 from jaxbn.core.types import (
     Activation,
@@ -22,8 +22,9 @@ from jaxbn.core.types import (
     Moments,
 )
 
+_STATES = STATE._replace(create="Create them with `init_domain_state`.")
 DOMAINS = "Use 2 for clean and adversarial examples."
-"""What to do about a number of domains."""
+"""Hint in messages about a number of domains."""
 
 
 def init_domain_state(
@@ -104,10 +105,10 @@ def domain_batch_norm(
         >>> y.ravel().round(3), states.mean.ravel()
         (Array([-1.,  1., -1.,  1.], dtype=float32), Array([ 2., 20.], dtype=float32))
     """
-    x, feature, states, ids = checked(x, states, domain, axis)
+    x, feature, states, ids = _checked(x, states, domain, axis)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
     axes, members = (feature,), group_of(axis_name, axis_groups)
-    kernel = {"axes": axes, "implementation": implementations.choose(implementation)}
+    params = {"axes": axes, "implementation": dispatch.choose(implementation)}
     floor = options.epsilon(epsilon)
     where, residual = checks.mask(where, x), checks.residual(residual, x)
 
@@ -119,7 +120,7 @@ def domain_batch_norm(
         def local(k):
             mine = column == k
             mine = mine if where is None else mine & where
-            return local_moments(x, mine, **kernel)
+            return local_moments(x, mine, **params)
 
         old = _wide(states, x)
         # Not under vmap, which would make a copy of `x` for each domain.
@@ -131,9 +132,9 @@ def domain_batch_norm(
         slope = jnp.where(seen, batch.inverse(floor), running)
         center = jnp.where(seen, batch.center, old.mean)
         delta = jnp.where(seen, batch.delta, 0)
-        slope = slope * by_domain("scale", scale, old, neutral=1)
-        offset = by_domain("bias", bias, old, neutral=0) - slope * delta
-        y = _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
+        slope = slope * _rows("scale", scale, old, neutral=1)
+        offset = _rows("bias", bias, old, neutral=0) - slope * delta
+        y = _apply(x, center, slope, offset, ids, feature, residual, activation, params)
         return y, jax.vmap(public)(batch)
 
     run = placement.automatic(run, x, x, Moments(*states))
@@ -169,17 +170,17 @@ def domain_batch_norm_inference(
         >>> domain_batch_norm_inference(x, states, domain=domain).ravel().round(3)
         Array([ 0., -4.], dtype=float32)
     """
-    x, feature, states, ids = checked(x, states, domain, axis)
-    kernel = {"implementation": implementations.choose(implementation)}
+    x, feature, states, ids = _checked(x, states, domain, axis)
+    params = {"implementation": dispatch.choose(implementation)}
     floor, residual = options.epsilon(epsilon), checks.residual(residual, x)
 
     def run(x, states, ids, scale, bias, residual):
         old = _wide(states, x)
         slope = lax.rsqrt(old.var + floor)
-        slope = slope * by_domain("scale", scale, old, neutral=1)
-        offset = by_domain("bias", bias, old, neutral=0)
+        slope = slope * _rows("scale", scale, old, neutral=1)
+        offset = _rows("bias", bias, old, neutral=0)
         arrays = (x, old.mean, slope, offset, ids)
-        return _apply(*arrays, feature, residual, activation, kernel)
+        return _apply(*arrays, feature, residual, activation, params)
 
     run = placement.automatic(run, x, x)
     return run(x, states, ids, scale, bias, residual)
@@ -210,13 +211,13 @@ def strip_domain(tree: Any, domain: int, *, num_domains: int | None = None) -> A
     domain = options.whole("domain", domain, least=0, hint=hint)
     if num_domains is not None:
         num_domains = options.whole("num_domains", num_domains, hint=hint)
-        in_range("domain", domain, num_domains)
+        _in_range("domain", domain, num_domains)
 
     def strip(leaf):
         leaf = values.array("tree", leaf)
         if num_domains is not None and (leaf.ndim < 2 or len(leaf) != num_domains):
             return leaf
-        in_range("domain", domain, len(leaf) if leaf.ndim else 0)
+        _in_range("domain", domain, len(leaf) if leaf.ndim else 0)
         return leaf[domain]
 
     return jax.tree.map(strip, tree)
@@ -227,9 +228,9 @@ def _wide(states: BatchNormState, x: Array) -> BatchNormState:
     return jax.tree.map(lambda v: lax.stop_gradient(v.astype(wide)), states)
 
 
-def _apply(x, center, slope, offset, ids, feature, residual, activation, kernel):
+def _apply(x, center, slope, offset, ids, feature, residual, activation, params):
     """The map of each example's domain: the examples are one more feature axis."""
-    same = kernel["implementation"]
+    same = params["implementation"]
     return apply(
         x,
         center[ids],
@@ -240,3 +241,63 @@ def _apply(x, center, slope, offset, ids, feature, residual, activation, kernel)
         activation=activation,
         implementation=same,
     )
+
+
+def _checked(
+    x: Array, states: BatchNormState, domain: Any, axis: int | Sequence[int]
+) -> tuple[Array, int, BatchNormState, Array]:
+    """`x`, its feature axis, the states, and the domain of each example, shape (B,).
+
+    Raises:
+        TypeError: if a domain is no integer, or `states` is no BatchNormState.
+        ValueError: if shapes do not fit, or a known domain is not one of `states`.
+    """
+    x = checks.array(x)
+    feature = checks.one_feature_axis(x, axis)
+    states = record("states", states, _STATES)
+    checks.complex_mean("states", states, "`x`", x)
+    ids = values.array("domain", domain)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(
+            f"`domain` must be an integer, got {ids.dtype}. It numbers the domains "
+            "from 0."
+        )
+    if ids.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"`domain` must be a scalar or have shape {x.shape[:1]} for `x` with shape "
+            f"{x.shape}, got {ids.shape}. The first axis of `x` lists the examples."
+        )
+    if states.mean.ndim != 2 or states.mean.shape[1] != x.shape[feature]:
+        raise ValueError(
+            f"`states` must have shape (domains, {x.shape[feature]}), got "
+            f"{states.mean.shape}. Create them with `init_domain_state`."
+        )
+    _in_range("domain", domain, len(states.mean))
+    return x, feature, states, jnp.broadcast_to(ids, x.shape[:1])
+
+
+def _in_range(name: str, domain: Any, count: int) -> None:
+    """Refuses numbers of domains that there are not, where they are known."""
+    values.require(
+        name,
+        domain,
+        lambda ids: (ids >= 0) & (ids < count),
+        f"at least 0 and below {count}, the number of domains",
+        hint="It numbers the domains from 0.",
+    )
+
+
+def _rows(
+    name: str, given: Array | None, states: BatchNormState, *, neutral: float
+) -> Array:
+    """Scale or bias with a row for each domain, (D, C)."""
+    shape = states.mean.shape
+    if given is None:
+        return jnp.full(shape, neutral, states.var.dtype)
+    given = checks.numbers(name, given, states.mean)
+    if given.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"`{name}` must have shape {shape[1:]} or {shape}, got {given.shape}. It "
+            "is shared by the domains or has a row for each."
+        )
+    return jnp.broadcast_to(given.astype(states.var.dtype), shape)

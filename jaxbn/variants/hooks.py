@@ -1,4 +1,4 @@
-"""What a layer of each kind calls, whoever holds its variables.
+"""Behaviour of each kind of layer, shared by the linen and nnx modules.
 
 Classes to inherit from: the modules of Flax add what is said about them in annotations.
 """
@@ -15,28 +15,28 @@ from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state, require_count
 from jaxbn.core.types import BatchNormState
-from jaxbn.variants import domains, eval_blend, ghost, renorm, timestep
+from jaxbn.variants import blend, domains, ghost, renorm, timestep
 
 
 class Hooks:
     """Those that all kinds share."""
 
     suffix: Any = ""
-    """Of the names of the statistics."""
+    """Suffix of the names of the statistics."""
     has_moments: Any = True
-    """Whether mean and var are those of everything that the layer is called on."""
+    """True if mean and var are those of everything that the layer is called on."""
     shared_affine: Any = True
-    """Whether scale and bias have the shape of the features only."""
+    """True if scale and bias have the shape of the features only."""
     always_counts: Any = False
-    """Whether the number of updates matters for more than the average."""
+    """True if the number of updates matters for more than the average."""
     trains_in_init: Any = False
-    """Whether `init` normalizes with the batch, and not with initial statistics."""
+    """True if `init` normalizes with the batch, and not with initial statistics."""
     statistics: Any = BatchNormState
     """The type of the running statistics."""
     fixed: Any = ()
     """The options that keep their default, since there is no such training."""
     rules: Any = layers.rules()
-    """What raises an error about an option, by its name."""
+    """Functions that raise an error about an option, by its name."""
 
     axis: Any
     axis_name: Any
@@ -108,7 +108,7 @@ class Hooks:
         return {field: field + self.suffix for field in fields}
 
     def _averages(self) -> bool:
-        """Whether the average depends on the number of updates."""
+        """Tells whether the average depends on the number of updates."""
         return self.debias or self.momentum is None
 
     def _features(self, x: Array) -> tuple[int, ...]:
@@ -245,6 +245,4 @@ class EvalBlend(Hooks):
         raise NotImplementedError
 
     def _evaluate(self, where):
-        return functools.partial(
-            eval_blend.eval_blend, alpha=self._alpha(), where=where
-        )
+        return functools.partial(blend.eval_blend, alpha=self._alpha(), where=where)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxbn.backends import dispatch
 from jaxbn.core import checks, layers, options, placement
-from jaxbn.core import implementation as implementations
 from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
 from jaxbn.core.records import COUNT, FINITE, STATE, Kind, Rule, record
@@ -118,10 +118,10 @@ def batch_renorm(
     members = group_of(axis_name, axis_groups)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
     state = record("state", state, _STATE)
-    kernel = {"axes": axes, "implementation": implementations.choose(implementation)}
+    params = {"axes": axes, "implementation": dispatch.choose(implementation)}
     floor = options.epsilon(epsilon)
     old = checks.statistics(state, x, axes)
-    batch = shared_moments(local_moments(x, where, **kernel), members)
+    batch = shared_moments(local_moments(x, where, **params), members)
     seen = jnp.asarray(batch.count) > 0
     sigma = jnp.where(seen, 1 / batch.inverse(floor), old.sigma)
     distance = jnp.where(seen, (batch.center - old.mean) + batch.delta, 0)
@@ -140,7 +140,7 @@ def batch_renorm(
         offset if bias is None else offset + bias,
         checks.residual(residual, x),
         activation=activation,
-        **kernel,
+        **params,
     )
     if how.unbiased:  # one value tells no spread
         freedom = jnp.asarray(batch.count) - 1

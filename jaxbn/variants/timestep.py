@@ -14,9 +14,9 @@ from jaxbn.core.state import init_state
 from jaxbn.core.types import BatchNormState
 
 SCALE = 0.1
-"""Where scales start in the paper: with 1, tanh and sigmoid saturate at once."""
+"""Initial scale of the paper: with 1, tanh and sigmoid saturate at once."""
 STEPS = "Use the length of the longest sequence in training."
-"""What to do about a number of steps."""
+"""Hint in messages about a number of steps."""
 
 
 def init_timestep_state(

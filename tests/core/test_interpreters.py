@@ -14,7 +14,7 @@ from jax.experimental.jet import jet
 from jax.sharding import PartitionSpec as P
 
 import jaxbn
-from jaxbn.variants import domains, eval_blend, ghost, renorm, timestep
+from jaxbn.variants import blend, domains, ghost, renorm, timestep
 
 ROWS, CHANNELS = 8, 3
 MASK = np.arange(ROWS)[:, None] % 3 > 0
@@ -128,7 +128,7 @@ def everything(x, axis_name):
         domains.domain_batch_norm(
             x, domains.init_domain_state(2, CHANNELS), domain=1, **by
         ),
-        eval_blend.eval_blend(x, state, alpha=0.5),
+        blend.eval_blend(x, state, alpha=0.5),
     ]
     return found
 

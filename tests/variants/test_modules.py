@@ -13,15 +13,15 @@ import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
 from jaxbn.deploy import linen_model, nnx_model, recalibrate
+from jaxbn.variants.blend import eval_blend
 from jaxbn.variants.domains import domain_batch_norm, domain_batch_norm_inference
-from jaxbn.variants.eval_blend import eval_blend
 from jaxbn.variants.ghost import ghost_batch_norm
 from jaxbn.variants.renorm import (
     batch_renorm,
     batch_renorm_inference,
     init_renorm_state,
 )
-from jaxbn.variants.renorm_schedule import renorm_schedule
+from jaxbn.variants.schedule import renorm_schedule
 from jaxbn.variants.timestep import (
     timestep_batch_norm,
     timestep_batch_norm_inference,

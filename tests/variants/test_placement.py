@@ -9,13 +9,13 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxbn
-from jaxbn.variants import domains, eval_blend, ghost, renorm
+from jaxbn.variants import blend, domains, ghost, renorm
 
 DOMAIN = np.array([0, 2, 2, 0] * 4)
 
 
 def blended(x, state, _):
-    return eval_blend.eval_blend(x, state, alpha=0.3), state
+    return blend.eval_blend(x, state, alpha=0.3), state
 
 
 def ghosts(x, state, _):

@@ -15,7 +15,7 @@ from jaxbn.variants.renorm import (
     batch_renorm_inference,
     init_renorm_state,
 )
-from jaxbn.variants.renorm_schedule import renorm_schedule
+from jaxbn.variants.schedule import renorm_schedule
 
 P = PartitionSpec
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxbn
-from jaxbn.variants import domains, eval_blend, ghost, renorm
+from jaxbn.variants import blend, domains, ghost, renorm
 
 CHANNELS = 2
 PARAMS = (np.ones(CHANNELS, np.float32), np.zeros(CHANNELS, np.float32))
@@ -32,7 +32,7 @@ def renormalized(x):
 
 
 def blended(x):
-    return eval_blend.eval_blend(x, STATE, *PARAMS, alpha=np.array([0.5, 0.2]))
+    return blend.eval_blend(x, STATE, *PARAMS, alpha=np.array([0.5, 0.2]))
 
 
 def of_groups(x):

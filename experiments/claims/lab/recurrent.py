@@ -9,8 +9,7 @@ from jax import Array
 from experiments.claims.lab.engine import Net
 from experiments.claims.lab.nets import weights
 from experiments.claims.lab.norms import MOMENTUM
-from jaxbn.variants.lstm import init_lstm, lstm
-from jaxbn.variants.timestep import SCALE
+from experiments.nets.lstm import SCALE, init_lstm, lstm
 
 STEPS, INPUTS, HIDDEN = 10, 4, 24
 

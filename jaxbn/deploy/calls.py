@@ -1,4 +1,4 @@
-"""Which batch normalization of a model goes into which layer, by the calls it makes."""
+"""Plans which layer each batch normalization is folded into, from recorded calls."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -63,7 +63,7 @@ class Fold(NamedTuple):
 
 
 class FoldReport(NamedTuple):
-    """What was folded.
+    """The outcome of folding.
 
     Attributes:
         folded: the layer each batch normalization went into, by path.
@@ -212,7 +212,7 @@ def first_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def pads(padding: Any) -> bool:
-    """Whether a Flax `padding` adds zeros."""
+    """Tells whether a Flax `padding` adds zeros."""
     if isinstance(padding, str):
         return padding.upper() not in ("VALID", "CIRCULAR")
     return bool(np.any(np.asarray(padding) != 0))

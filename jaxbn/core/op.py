@@ -1,4 +1,4 @@
-"""A kernel of the contract as a JAX primitive: evaluation, types, vmap, lowering.
+"""An op: a kernel of the contract as a JAX primitive.
 
 Derivatives are in `jaxbn.core.calculus`, the loops in `jaxbn.backends`.
 """
@@ -27,7 +27,7 @@ def _spread(values, present):
 
 
 @functools.lru_cache(maxsize=4096)
-def _result_types(kernel: "Kernel", avals, params):
+def _result_types(kernel: "Op", avals, params):
     call = kernel.function(dispatch.kernels(), **dict(params))
     with jax.disable_jit(False):  # a type has no value that a branch could look at
         return jax.make_jaxpr(call)(*avals).out_avals
@@ -41,7 +41,7 @@ def _compiled(primitive: Primitive, params, *operands):
 Function = Callable[[Kernels], Callable]
 
 
-class Kernel:
+class Op:
     """A JAX primitive on the kernels of an implementation, differentiated elsewhere.
 
     Operands that are absent are None, or left out at the end.
@@ -169,7 +169,7 @@ class Kernel:
 
 
 def _is_exported(context: mlir.ModuleContext) -> bool:
-    """Whether the program is for a process that may not know an opaque kernel."""
+    """Tells whether the program is for a process that may not know an opaque kernel."""
     return context.lowering_parameters.for_export
 
 

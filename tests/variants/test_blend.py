@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxbn
-from jaxbn.variants.eval_blend import eval_blend, fit_eval_blend
+from jaxbn.variants.blend import eval_blend, fit_eval_blend
 
 
 def case(seed):

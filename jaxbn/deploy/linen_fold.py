@@ -7,7 +7,7 @@ import jax
 
 from jaxbn.core import trees
 from jaxbn.core.values import shown
-from jaxbn.deploy.fold_calls import (
+from jaxbn.deploy.calls import (
     Call,
     FoldReport,
     Order,
@@ -15,8 +15,8 @@ from jaxbn.deploy.fold_calls import (
     fold_arrays,
     tolerance_of,
 )
-from jaxbn.deploy.linen import boxed_as, linen_module, require_variables, unboxed
 from jaxbn.deploy.linen_calls import calls_of, norms_of
+from jaxbn.deploy.linen_model import boxed_as, linen_module, require_variables, unboxed
 from jaxbn.deploy.model import callable_model, run
 
 

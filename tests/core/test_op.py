@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxbn
 from jaxbn.backends.contract import Gate
-from jaxbn.core import by_input, calculus, kernel
+from jaxbn.core import by_input, calculus, op
 
 PARAMS = {"axes": (1,), "implementation": "xla"}
 SIZE, ROWS, CHANNELS = 4, 5, 3
@@ -143,7 +143,7 @@ def test_the_program_names_the_kernels():
 
 def test_operands_are_untouched_outside_a_mesh():
     values = [draw(3), draw(5, 3)]
-    for got, want in zip(kernel.share_types(values), values, strict=True):
+    for got, want in zip(op.share_types(values), values, strict=True):
         assert got is want
 
 

@@ -119,7 +119,7 @@ def intercept(listener: Callable[..., Any]) -> Any:
 
 
 def kind_of(module: Any) -> str | None:
-    """What a linen module is for folding: "norm", "dense", "conv" or "transposed"."""
+    """Names the kind of a linen module: "norm", "dense", "conv" or "transposed"."""
     from flax import linen
 
     if is_norm(module):
