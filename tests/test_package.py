@@ -250,6 +250,11 @@ def test_the_version_is_the_one_that_is_installed():
     assert importlib.metadata.version("jaxbn") == jaxbn.__version__
 
 
+def test_the_version_is_that_of_the_citation():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", text, re.M).group(1) == jaxbn.__version__
+
+
 def documentation(name):
     return getattr(jaxbn, name).__doc__
 

@@ -111,6 +111,8 @@ def _sums_transpose(
 ):
     # <ct_r, multiplier a> + <ct_t, sum(a)> + <ct_m, sum(a (x - c))>
     #   = <multiplier ct_r + ct_t + ct_m (x - c), a>, which `expand` computes.
+    # A gate g keeps its part. "other": r = g multiplier a, so g multiplier ct_r, which is
+    # the term of the other operand. "affine": the sums are of g a, so the affine term.
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
@@ -177,6 +179,7 @@ def _expand_transpose(
 ):  # fmt: skip
     # <ct, multiplier a + slope (x - c) + offset>
     #   = <multiplier ct, a> + <sum(ct (x - c)), slope> + <sum(ct), offset>: `sums`.
+    # A gate keeps its part here too: g multiplier ct, or the sums of g ct.
     (ct,) = cotangents
     wants_a = a is not None and ad.is_undefined_primal(a)
     wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
