@@ -111,8 +111,8 @@ def _sums_transpose(
 ):
     # <ct_r, multiplier a> + <ct_t, sum(a)> + <ct_m, sum(a (x - c))>
     #   = <multiplier ct_r + ct_t + ct_m (x - c), a>, which `expand` computes.
-    # A gate g keeps its part. "other": r = g multiplier a, so g multiplier ct_r, which is
-    # the term of the other operand. "affine": the sums are of g a, so the affine term.
+    # A gate g keeps its part. "other": r = g multiplier a gives g multiplier ct_r, the
+    # term of the other operand; "affine": the sums of g a give g times the affine term.
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
