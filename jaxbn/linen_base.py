@@ -79,6 +79,7 @@ class Layer(hooks.Hooks, nn.Module):
         use_running_average: bool | None = None,  # noqa: FBT001 (as in Flax)
         *,
         mask: Array | None = None,
+        weights: Array | None = None,
         residual: Array | None = None,
         **which: Any,
     ) -> Array:
@@ -92,6 +93,7 @@ class Layer(hooks.Hooks, nn.Module):
             use_running_average: normalize with the running statistics.
             mask: the positions that count in the statistics, boolean; broadcasts to the
                 shape of `x`.
+            weights: how much each position counts, see `jaxbn.batch_norm`.
             residual: the shape of `x`; added before the activation.
             which: the time step `t` or the `domain`, for layers that have them.
 
@@ -124,6 +126,7 @@ class Layer(hooks.Hooks, nn.Module):
             evaluates=inference,
             initial=self.is_initializing(),
             mask=mask,
+            weights=weights,
             residual=residual,
             **which,
         )

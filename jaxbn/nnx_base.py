@@ -141,6 +141,7 @@ class Layer(hooks.Hooks, nnx.Module):
         use_running_average: bool | None = None,  # noqa: FBT001 (as in Flax)
         *,
         mask: Array | None = None,
+        weights: Array | None = None,
         residual: Array | None = None,
         **which: Any,
     ) -> Array:
@@ -152,6 +153,7 @@ class Layer(hooks.Hooks, nnx.Module):
                 given to the constructor, `train()`, `eval()` or `nnx.view`.
             mask: the positions that count in the statistics, boolean; broadcasts to the
                 shape of `x`.
+            weights: how much each position counts, see `jaxbn.batch_norm`.
             residual: the shape of `x`; added before the activation.
             which: the time step `t` or the `domain`, for layers that have them.
 
@@ -178,6 +180,7 @@ class Layer(hooks.Hooks, nnx.Module):
             bias,
             evaluates=inference,
             mask=mask,
+            weights=weights,
             residual=residual,
             **which,
         )

@@ -79,12 +79,12 @@ def is_public(name):
     )
 
 
-_DISPATCH = "jaxbn.backends.dispatch."
+_BACKENDS = ("jaxbn.backends.contract.", "jaxbn.backends.dispatch.")
 ALLOWED = {
     "core": ("jaxbn.core.", "jaxbn.backends."),
     "backends": ("jaxbn.backends.", "jaxbn.core.types."),
-    "variants": ("jaxbn.core.", _DISPATCH, "jaxbn.variants.", "jaxbn."),
-    "deploy": ("jaxbn.core.", _DISPATCH, "jaxbn.deploy.", "jaxbn."),
+    "variants": ("jaxbn.core.", *_BACKENDS, "jaxbn.variants.", "jaxbn."),
+    "deploy": ("jaxbn.core.", *_BACKENDS, "jaxbn.deploy.", "jaxbn."),
     "interop": ("jaxbn.core.", "jaxbn.interop.", "jaxbn."),
     "optim": ("jaxbn.core.", "jaxbn."),
 }
@@ -270,7 +270,11 @@ def test_every_public_function_shows_an_example():
 
 
 # One idea that a second file would only hide.
-LONGER = {"jaxbn/core/calculus.py": 300, "jaxbn/variants/domains.py": 320}
+LONGER = {
+    "jaxbn/core/batch_norm.py": 300,
+    "jaxbn/core/calculus.py": 320,
+    "jaxbn/variants/domains.py": 320,
+}
 
 
 def test_a_file_is_one_idea_of_at_most_250_lines():

@@ -12,7 +12,7 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends.contract import is_explicit, rows, statistics_type
+from jaxbn.backends.contract import counted, divisor, is_explicit, rows, statistics_type
 from jaxbn.backends.merging import LARGE, Centered
 
 # Rows of a block: fewer cost memory traffic for its sums, more cost digits.
@@ -33,24 +33,27 @@ def moments_of_blocks(
         x = jnp.zeros([1 if i in inner else n for i, n in enumerate(x.shape)], x.dtype)
         where = jnp.zeros((1,) * x.ndim, bool)
     if where is not None and any(where.shape[i] != 1 for i in inner):
-        pivot = _pivot(x, where, inner)
+        pivot = _pivot(x, where.astype(bool), inner)
     else:
         # The only slice of `x`: with a second one a TPU copies it to another layout.
         pivot = first(x, inner)
     pivot, unit = pivot.astype(wide), _unit(pivot)
     distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
     if where is not None:
-        distance = jnp.where(where, distance, jnp.zeros((), wide))
+        distance = counted(distance, where.astype(bool))
     if unit is not None:
         # Both sums are of one array: XLA:GPU then computes them in one kernel.
         distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)
-    total = distance.sum(inner, keepdims=True)
-    squares = jnp.square(distance).sum(inner, keepdims=True)
+    weighted = distance
+    if where is not None and where.dtype != jnp.bool_:
+        weighted = distance * where
+    total = weighted.sum(inner, keepdims=True)
+    squares = (weighted * distance).sum(inner, keepdims=True)
     count = math.prod(x.shape[i] for i in inner)
     if where is not None:
         others = math.prod(x.shape[i] for i in inner if where.shape[i] == 1)
         count = where.sum(inner, dtype=wide, keepdims=True) * others
-    delta = total / (max(count, 1) if where is None else jnp.maximum(count, 1))
+    delta = total / divisor(count)
     m2 = jnp.maximum(squares - total * delta, 0)
     delta = delta if unit is None else delta * unit
     return Centered(count, pivot, delta, m2, unit), outer, inner

@@ -4,8 +4,8 @@ Notation, for `x` of any rank with feature axes `axes` (sorted, non-negative):
 
 * a *full* array has the shape of `x`; a *vector* has the shape of the feature axes;
 * rows are all positions that are not feature axes, and sums run over rows;
-* `where` is None or a boolean array of the rank of `x` whose sizes are 1 or those of
-  `x`; it selects the values that count;
+* `where` is None or an array of the rank of `x` whose sizes are 1 or those of `x`: a
+  boolean one selects the values that count, one of the statistics type weighs them;
 * vectors and sums are in the statistics type: float32 for float16, bfloat16 and
   float32, float64 for float64. Full results have the type of `x`.
 
@@ -50,13 +50,15 @@ class Kernels(NamedTuple):
             where nothing counts.
         sums: (a, x, center, multiplier, where, gate_slope, gate_offset, *, axes,
             gate=None) -> (multiplier * a, sum of a, sum of a * (x - center)), `where`
-            applying to the two sums. Without `multiplier` the first result is left
-            out. Linear in `a`. A `gate` multiplies the first result or the summands.
+            applying to the two sums, weights as a factor. Without `multiplier` the
+            first result is left out. Linear in `a`. A `gate` multiplies the first
+            result or the summands.
         expand: (a, multiplier, slope, offset, x, center, where, gate_slope,
             gate_offset, *, axes, activation=None, gate=None) -> multiplier * a +
-            where(where, slope * (x - center) + offset, 0). Without `multiplier` it is
-            one; without `a` the term is left out. Linear in (a, slope, offset), and
-            there the transpose of `sums` with the same `gate`. `activation` is an
+            where(where, slope * (x - center) + offset, 0), or weights times that line.
+            Without `multiplier` it is one; without `a` the term is left out. Linear in
+            (a, slope, offset), and there the transpose of `sums` with the same `gate`.
+            `activation` is an
             elementwise function applied to the result before it is rounded; it comes
             with neither `multiplier` nor `where` nor `gate`.
         gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
@@ -68,6 +70,23 @@ class Kernels(NamedTuple):
     sums: Callable[..., tuple[Array, ...]]
     expand: Callable[..., Array]
     gate: Callable[..., Array]
+
+
+def divisor(count: int | Array) -> int | Array:
+    """`count`, or one where nothing counts. A sum of weights may be below one."""
+    if isinstance(count, int):
+        return max(count, 1)
+    return jnp.where(count > 0, count, jnp.ones_like(count))
+
+
+def counted(values: Array, where: Array | None) -> Array:
+    """`values` with zero where they do not count, or times their weights."""
+    if where is None:
+        return values
+    seen, zero = where, jnp.zeros((), values.dtype)
+    if where.dtype != jnp.bool_:
+        seen, values = where.astype(bool), (values * where).astype(values.dtype)
+    return jnp.where(seen, values, zero)  # also where a value is not finite
 
 
 def rows(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,7 +6,12 @@ it is taken in float64, so that a mean of 1e5 standard deviations leaves 1e-6 of
 Not every platform can add float64 numbers across devices in one all-reduce, but all can
 add float32. So a number travels as three parts of eight binary digits and a rest, 48
 digits in all. Parts of numbers of one size add without rounding, up to 2^16 of them. If
-the sizes differ, so do the numbers, and the error is small beside their variance.
+the sizes differ, so do the means, and the error is small beside their variance.
+
+With masks or weights the sizes differ as the counts do. Then a number travels as parts
+of twelve digits whose places are those of one grid for all numbers. A part goes by its
+place to one of six slots, where it meets parts of the same place, up to 2^12 of them
+without rounding, or such that are 2^60 times as large or as small.
 """
 
 import contextlib
@@ -17,10 +22,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends.contract import divisor
+
 # The unit of values whose squares do not fit float32.
 LARGE = 2.0**64
-_PARTS = 4
-_DIGITS = 7  # of a part, behind its leading one
+_PARTS, _DIGITS = 4, 7  # of a part, behind its leading one
+_SLOTS, _PLACE = 6, 12  # digits of a place on the grid
 
 
 class Centered(NamedTuple):
@@ -47,7 +54,9 @@ class Centered(NamedTuple):
     @property
     def constant(self) -> "Centered":
         """The same without derivatives; a count that is known stays so."""
-        return Centered(self.count, *lax.stop_gradient(self[1:]))
+        count, *others = self
+        count = count if isinstance(count, int) else lax.stop_gradient(count)
+        return Centered(count, *lax.stop_gradient(others))
 
     @property
     def shrink(self) -> Array:
@@ -56,7 +65,7 @@ class Centered(NamedTuple):
 
     def inverse(self, epsilon: float) -> Array:
         """1 / sqrt(m2 / count + epsilon), the variance being biased."""
-        square = self.m2 / jnp.maximum(self.count, 1)
+        square = self.m2 / divisor(self.count)
         return lax.rsqrt(square + epsilon * self.shrink * self.shrink) * self.shrink
 
 
@@ -88,19 +97,17 @@ def merged(
         if number is None:  # by an addition, so that it is placed as the others are
             counts = jnp.asarray(parts.count, jnp.float64) + jnp.zeros_like(mean)
             mean = jnp.where(counts > 0, mean, 0)
-        square = square / jnp.maximum(parts.count if counts is None else counts, 1)
+        square = square / divisor(parts.count if counts is None else counts)
         origin = 0 if near is None else near(mean)
         terms = jnp.stack([mean - origin, square + jnp.square(mean - origin)])
-        terms = terms if counts is None else terms * counts[None]
-        terms = _encode(terms) if encoded else terms
-        if counts is not None:
-            sums = total(jnp.concatenate([terms, counts[None].astype(terms.dtype)]))
-            sums, weight, n = sums[:-1], sums[-1], sums[-1]
-        else:
-            sums, weight, n = total(terms), number, parts.count * (number or 0)
-        sums = _decode(sums) if encoded else sums
-        weight = jnp.maximum(jnp.asarray(weight, jnp.float64), 1)
-        first, second = (v / weight for v in sums)
+        if counts is not None:  # which have more digits than float32, in sum
+            terms = jnp.concatenate([terms * counts[None], counts[None]])
+        sums = _decode(total(_encode(terms))) if encoded else total(terms)
+        first, second, *n = sums
+        weight = n = n[0] if n else (number or 0)
+        if counts is None:
+            n = parts.count * weight
+        first, second = first / divisor(weight), second / divisor(weight)
         m2 = jnp.maximum(second - jnp.square(first), 0) * n
         return _rounded(n, first + origin, m2)
 
@@ -122,13 +129,13 @@ def _merged_float64(parts: Centered, total: Callable[[Array], Array]) -> Centere
     count = jnp.asarray(parts.count, jnp.float64) + jnp.zeros_like(parts.m2)
     center, delta = (jnp.where(count > 0, v, 0) for v in (parts.center, parts.delta))
     n, first = total(jnp.stack([count, count * center]))
-    middle = first / jnp.maximum(n, 1)
+    middle = first / divisor(n)
     middle = jnp.where(jnp.isfinite(middle), middle, 0)
     # All are near the middle: their differences have no rounding error.
     distance = (center - middle) + delta
     square = parts.m2 + count * jnp.square(distance)
     first, second = total(jnp.stack([count * distance, square]))
-    delta = first / jnp.maximum(n, 1)
+    delta = first / divisor(n)
     m2 = jnp.maximum(second - n * jnp.square(delta), 0)
     return Centered(n, middle, delta, m2, jnp.ones_like(m2))
 
@@ -141,27 +148,52 @@ def _float64():
 
 
 def _encode(terms: Array) -> Array:
-    """Two float64 numbers as float32 that can be added, along the first axis."""
-    first, second = terms
-    large = (second / LARGE / LARGE).astype(jnp.float32)
-    return jnp.stack([*_split(first), *_split(second), large])
+    """Float64 numbers as float32 that can be added, along the first axis.
+
+    These are the first and second moments, or those times counts, and the counts.
+    """
+    large = (terms[1] / LARGE / LARGE).astype(jnp.float32)
+    split = _split if len(terms) == 2 else _split_on_grid
+    return jnp.stack([large, *(part for term in terms for part in split(term))])
 
 
 def _decode(parts: Array) -> Array:
     """The sums of numbers in float64, from the sum of the encoded ones."""
-    first, second = _join(parts[:_PARTS]), _join(parts[_PARTS:-1])
-    large = parts[-1].astype(jnp.float64) * LARGE * LARGE
-    return jnp.stack([first, jnp.where(jnp.isfinite(second), second, large)])
+    large, parts = parts[0].astype(jnp.float64) * LARGE * LARGE, parts[1:]
+    each = _PARTS if len(parts) == 2 * _PARTS else _SLOTS
+    first, second, *n = (_join(parts[i : i + each]) for i in range(0, len(parts), each))
+    return jnp.stack([first, jnp.where(jnp.isfinite(second), second, large), *n])
 
 
 def _split(values: Array) -> list[Array]:
-    """Centered in float32 whose sum is `values` to 48 binary digits."""
+    """Parts in float32 whose sum is `values` to 48 binary digits."""
     parts = []
     for _ in range(_PARTS - 1):
         part = lax.reduce_precision(values.astype(jnp.float32), 8, _DIGITS)
         parts.append(part)
         values = jnp.where(jnp.isfinite(part), values - part.astype(jnp.float64), 0)
     return [*parts, values.astype(jnp.float32)]
+
+
+def _split_on_grid(values: Array) -> list[Array]:
+    """Slots in float32 whose sum is `values` to 60 binary digits."""
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+    top = (((bits >> 23) & 255) - 127) // _PLACE  # the place of the leading part
+    slots = [jnp.zeros_like(top, jnp.float32)] * _SLOTS
+    for number in range(_SLOTS):
+        place = top - number
+        exponent = jnp.clip(place * _PLACE, -126, 126)
+        part = values.astype(jnp.float32)
+        if number < _SLOTS - 1:
+            part = jnp.trunc(part * _power_of_two(-exponent)) * _power_of_two(exponent)
+        mine = place % _SLOTS
+        slots = [jnp.where(mine == i, part, slot) for i, slot in enumerate(slots)]
+        values = jnp.where(jnp.isfinite(part), values - part.astype(jnp.float64), 0)
+    return slots
+
+
+def _power_of_two(exponent: Array) -> Array:
+    return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
 def _join(parts: Array) -> Array:

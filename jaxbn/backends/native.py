@@ -117,6 +117,7 @@ def _suits(operands: _Operands, sizes, activation=None) -> bool:
         and operands.x.dtype.name in _TYPES
         and all(o is None or o.dtype == operands.x.dtype for o in full)
         and all(o is None or o.dtype == statistics_type(operands.x) for o in vectors)
+        and (operands.where is None or operands.where.dtype == jnp.bool_)
         and activation in _BOUNDS
     )
 

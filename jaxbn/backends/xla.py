@@ -13,19 +13,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends.blocks import first, moments_of_blocks
-from jaxbn.backends.contract import Kernels, is_explicit, rows, statistics_type
+from jaxbn.backends.contract import Kernels, counted, is_explicit, rows, statistics_type
 from jaxbn.backends.merging import merged
 
 
 def along(vector: Array, like: Array, axes: tuple[int, ...]) -> Array:
     """Broadcasts a vector of the feature axes to the shape of `like`."""
     return lax.broadcast_in_dim(vector, like.shape, axes)
-
-
-def _select(where: Array | None, values: Array) -> Array:
-    if where is None:
-        return values
-    return jnp.where(where, values, jnp.zeros((), values.dtype))
 
 
 Totals = Callable[[Sequence[Array], Array, tuple[int, ...]], Sequence[Array]]
@@ -86,7 +80,7 @@ def _sums(
         gated = _gated(summed, gate, distance, gate_slope, gate_offset, axes)
         scaled, summed = (gated, summed) if gate.part == "other" else (scaled, gated)
     summands = (summed, summed * distance)
-    total, moment = totals([_select(where, s) for s in summands], x, axes)
+    total, moment = totals([counted(s, where) for s in summands], x, axes)
     if multiplier is None:
         return total, moment
     return (scaled * along(multiplier, x, axes)).astype(x.dtype), total, moment
@@ -108,7 +102,7 @@ def _expand(
             z = _gated(z, *by)
         elif other is not None:
             other = _gated(other, *by)
-    z = _select(where, z)
+    z = counted(z, where)
     z = z if other is None else z + other
     return (z if activation is None else activation(z)).astype(x.dtype)
 

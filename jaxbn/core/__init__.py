@@ -14,6 +14,6 @@ stages, from the ground up:
     primitives  the four ops moments, sums, expand, gate; calculus has their derivatives
     by_input    the derivative of a layer that keeps x; by_output: of one that keeps y
     pool        the merge of many moments; save: what a layer keeps
-    checks, options, records, values, layers   arguments, and the messages about them
-    placement, trees, interpreters             shardings, pytrees, jet and checkify
+    checks, options, records, values, layers, weighting   arguments, and their messages
+    placement, trees, interpreters                        shardings, pytrees, jet
 """

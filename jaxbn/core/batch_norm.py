@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
-from jaxbn.core import by_input, by_output, checks, options, sync
+from jaxbn.core import by_input, by_output, calculus, checks, options, sync, weighting
 from jaxbn.core.activation import function_of, split
+from jaxbn.core.affine import affine, widened
 from jaxbn.core.moments import (
     Centered,
     group_of,
@@ -34,6 +35,7 @@ class _Layer(NamedTuple):
     """Constants of the compiled program."""
 
     axes: tuple[int, ...]
+    affine_axes: tuple[int, ...]
     members: sync.Members | None
     epsilon: float
     activation: Callable[[Array], Array] | None
@@ -42,7 +44,8 @@ class _Layer(NamedTuple):
 
     @property
     def params(self):
-        return {"axes": self.axes, "implementation": self.implementation}
+        """Parameters of the ops that multiply `x` by scale, or by its cotangent."""
+        return {"axes": self.affine_axes, "implementation": self.implementation}
 
 
 class _Inputs(NamedTuple):
@@ -66,6 +69,7 @@ def batch_norm(
     axis_name: AxisName | None = None,
     axis_groups: AxisGroups | None = None,
     where: Array | None = None,
+    weights: Array | None = None,
     momentum: float | Array | None = 0.99,
     epsilon: float = 1e-5,
     activation: Activation = None,
@@ -86,13 +90,18 @@ def batch_norm(
     where mean and biased variance run over all other axes, over the positions where
     `where` is true, and over the members of `axis_name`. Masked positions of `x` are
     normalized too, but count in no statistic, whatever they hold. A channel without
-    any valid value is normalized with the running statistics.
+    any valid value is normalized with the running statistics. With weights w_i,
+
+        mean_c = sum_i w_i x_ic / sum_i w_i,
+        var_c = sum_i w_i |x_ic - mean_c|^2 / sum_i w_i.
 
     Args:
         x: a batch of any rank >= 1; float16, bfloat16, float32, float64 or complex.
         state: running statistics, equal on all members of `axis_name`.
-        scale: multiplies each channel; the shape of the feature axes. Default: one.
-        bias: added to each channel; the same shape. Default: zero.
+        scale: multiplies each channel; the shape of the feature axes. With axes of the
+            batch in front, as (N, C), or the rank of `x`, as (N, 1, 1, C), each example
+            or position has its own (conditional batch normalization). Default: one.
+        bias: added to each channel; such a shape. Default: zero.
         axis: the feature axis, or a tuple of them.
         axis_name: mesh or vmap axes to share statistics over, inside `jax.vmap`,
             `jax.pmap` or `jax.shard_map`. Under plain `jax.jit` it is not needed: the
@@ -100,6 +109,9 @@ def batch_norm(
         axis_groups: positions along `axis_name` that share statistics, for example
             [[0, 1], [2, 3]]. Default: all of them.
         where: boolean mask that broadcasts to the shape of `x`. Default: all true.
+        weights: how much each position counts, >= 0; broadcasts to the shape of `x`.
+            A whole number is that many equal rows, zero is masked; gradients flow into
+            them. With `unbiased`, var is divided by sum_i w_i - 1. Default: all one.
         momentum: weight of the old running value, in [0, 1); may be traced. None
             averages all batches equally.
         epsilon: added to the variance, > 0; a Python number.
@@ -122,10 +134,11 @@ def batch_norm(
         ValueError: if a shape, `axis`, `axis_name`, `axis_groups`, `momentum`,
             `epsilon`, `activation` or `implementation` is invalid, a known statistic
             is impossible, or with `unbiased` there is one value per channel.
-        TypeError: if `x` is an integer array, `where` is not boolean, `state` is no
-            BatchNormState, or a constant of the program is traced.
+        TypeError: if `x` is an integer array, `where` is not boolean, `weights` are not
+            real, `state` is no BatchNormState, or a constant of the program is traced.
         NotImplementedError: if `save` is "output" and `activation` neither None
-            nor "leaky_relu", also as functools.partial with `negative_slope`.
+            nor "leaky_relu", also as functools.partial with `negative_slope`, or there
+            are `weights`.
 
     Reference:
         Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1.
@@ -141,23 +154,25 @@ def batch_norm(
     x = checks.array(x)
     axes = checks.feature_axes(x, axis)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
-    mode = check_save(save, function_of(activation), x)
+    mode = check_save(save, function_of(activation), x, weights)
     function, after = split(activation, x)
+    scale, bias, affine_axes = affine(scale, bias, x, axes)
     layer = _Layer(
         axes,
+        affine_axes,
         group_of(axis_name, axis_groups),
         options.epsilon(epsilon),
         function,
         dispatch.choose(implementation),
         mode,
     )
-    where, state = checks.mask(where, x), record("state", state)
+    where, state = weighting.counted(where, weights, x), record("state", state)
     count = known_count(x, where, layer.members, axes)
     checks.enough_values(count, unbiased=how.unbiased)
     inputs = _Inputs(
         x,
-        checks.vector("scale", scale, x, axes),
-        checks.vector("bias", bias, x, axes),
+        scale,
+        bias,
         checks.residual(residual, x),
         where,
         checks.statistics(state, x, axes),
@@ -174,9 +189,9 @@ def _without_masked_nonfinite(layer: _Layer, inputs: _Inputs) -> _Inputs:
     if where is None:
         return inputs
     if jnp.iscomplexobj(x):
-        x = jnp.where(where, x, jnp.zeros((), x.dtype))
+        x = jnp.where(where.astype(bool), x, jnp.zeros((), x.dtype))
     else:
-        (x,) = finite(x, where, **layer.params)
+        (x,) = finite(x, where.astype(bool), **layer.params)
     return inputs._replace(x=x)
 
 
@@ -197,16 +212,27 @@ def _line(layer: _Layer, inputs: _Inputs, batch: Centered) -> _Line:
         delta = jnp.where(seen, delta, 0)
         running = lax.rsqrt(inputs.state.var + layer.epsilon)
         inverse = jnp.where(seen, inverse, running)
+    if layer.affine_axes != layer.axes:
+        # As one array: one all-reduce sums the cotangents of both.
+        vectors = sync.cast_together((delta, inverse), inputs.x)
+        by = (inputs.x, layer.axes, layer.affine_axes)
+        delta, inverse = widened(jnp.stack(vectors), *by)
+        center = widened(center, *by)
     slope = inverse if inputs.scale is None else inverse * inputs.scale
     offset = -slope * delta
     offset = offset if inputs.bias is None else offset + inputs.bias
     return _Line(center, slope, offset)
 
 
+def _local_moments(layer: _Layer, inputs: _Inputs) -> Centered:
+    by = {"axes": layer.axes, "implementation": layer.implementation}
+    return local_moments(inputs.x, inputs.where, **by)
+
+
 def _composed(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     """y and the moments of the batch, differentiated stage by stage."""
     inputs = _without_masked_nonfinite(layer, inputs)
-    local = local_moments(inputs.x, inputs.where, **layer.params)
+    local = _local_moments(layer, inputs)
     batch = shared_moments(local, layer.members)
     return _output(layer, inputs, _line(layer, inputs, batch)), public(batch)
 
@@ -231,14 +257,20 @@ def _normalized(layer: _Layer, inputs: _Inputs) -> tuple[Array, Moments]:
     Between them are plain sums over the members and arithmetic on vectors.
     """
     inputs = _without_masked_nonfinite(layer, inputs)
-    local = local_moments(inputs.x, inputs.where, **layer.params).constant
+    local = _local_moments(layer, inputs).constant
     batch = local if layer.members is None else sync.merged(local, layer.members)
     constant = _line(layer, lax.stop_gradient(inputs), batch.constant)
+    weight: tuple[Array, ...] = ()
+    if inputs.where is not None and inputs.where.dtype != jnp.bool_:
+        weight = (jnp.asarray(calculus.count(inputs.x, inputs.where, layer.axes)),)
 
     def line(sums) -> _Line:
-        first, second = sync.totals(tuple(sums), layer.members)
+        if layer.affine_axes != layer.axes:
+            at = [i + 1 for i, a in enumerate(layer.affine_axes) if a not in layer.axes]
+            sums = jnp.stack(sums).sum(at)
+        first, second, *total = sync.totals((*sums, *weight), layer.members)
         second = (second * batch.shrink) * batch.shrink
-        center, *line = _line(layer, inputs, with_sums(batch, first, second))
+        center, *line = _line(layer, inputs, with_sums(batch, first, second, *total))
         return _Line(center, *sync.cast_together(tuple(line), inputs.x))
 
     carried, *sums = by_input.start(layer, inputs, constant)

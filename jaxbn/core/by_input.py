@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.interpreters import ad
 
-from jaxbn.backends.contract import Gate, Kernels, rows
-from jaxbn.backends.xla import along
+from jaxbn.backends.contract import Gate, Kernels
 from jaxbn.core import calculus
 from jaxbn.core.op import Op
-from jaxbn.core.primitives import is_zero, spread, zeros
+from jaxbn.core.primitives import is_zero, spread, weighted_sums, zeros
 
 _PIECEWISE_LINEAR = (jax.nn.relu, jax.nn.relu6, jax.nn.leaky_relu)
 
@@ -72,23 +71,27 @@ class _Gated:
 def _begin_jvp(primals, tangents, **params):
     # d sum(x - c) = sum(dx),  d sum((x - c)^2) = 2 sum(dx (x - c)), c being constant;
     # and of the derivative of the output, what is known without the sums: slope dx.
+    # With weights these sums are weighted, and those of dw are added.
     x, center, slope, where, *line = primals
-    dx = tangents[0]
+    dx, dw = tangents[0], tangents[3]
     out = begin(*primals, **params)
-    if is_zero(dx):
+    if is_zero(dx) and is_zero(dw):
         return out, zeros(out)
-    scaled, total, moment = calculus.sums(dx, x, center, slope, where, *line, **params)
-    return out, [scaled, total, 2 * moment]
+    scaled, first, second = ad.Zero(jax.typeof(x)), 0, 0
+    if not is_zero(dx):
+        given = (dx, x, center, slope, where)
+        scaled, first, moment = calculus.sums(*given, *line, **params)
+        second = 2 * moment
+    if not is_zero(dw):
+        more = weighted_sums(x, center, dw, params["axes"])
+        first, second = first + more[0], second + more[1]
+    return out, [scaled, first, second]
 
 
 def two_sums(x, center, slope, where, *_, axes, **__):
     """Computes what `begin` stands for, to be differentiated by other means."""
     del slope
-    distance = x.astype(center.dtype) - along(center, x, axes)
-    if where is not None:
-        distance = jnp.where(where, distance, jnp.zeros((), distance.dtype))
-    over = rows(x, axes)
-    return x, distance.sum(over), jnp.square(distance).sum(over)
+    return x, *weighted_sums(x, center, where, axes)
 
 
 begin = Op(

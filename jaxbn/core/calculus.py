@@ -20,16 +20,19 @@ from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import Gate, rows, statistics_type
+from jaxbn.backends.contract import Gate, counted, divisor, rows, statistics_type
 from jaxbn.core import placement
 from jaxbn.core.primitives import (
     expand,
     gate,
     is_zero,
+    line_of,
     moments,
     scale_by,
     spread,
     sums,
+    total_of_weights,
+    weighted_sums,
     zeros,
 )
 
@@ -51,7 +54,10 @@ def _saved(x):
 
 
 def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
-    """The number of values of each channel; a Python int where shapes tell it."""
+    """The number of values of each channel, or the sum of their weights.
+
+    It is a Python int where shapes tell it.
+    """
     over = rows(x, axes)
     if where is None:
         return math.prod(x.shape[i] for i in over)
@@ -65,25 +71,38 @@ def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
 def _moments_jvp(primals, tangents, *, axes, implementation):
     # With mean = center + delta and n = count, over the values that count:
     #   d mean = sum(dx) / n                 d m2 = 2 sum(dx (x - mean)) / unit^2
+    # and with weights w, whose sum n is, where these sums are weighted, moreover
+    #   d mean = sum(dw (x - mean)) / n      d m2 = sum(dw (x - mean)^2) / unit^2.
     # `center` may be any constant, so all of the change of the mean is in delta.
     x, where = primals
-    dx = tangents[0]
+    dx, dw = tangents
     by = {"axes": axes, "implementation": implementation}
     center, delta, _, unit = out = moments(*primals, **by)
-    if is_zero(dx):
+    if is_zero(dx) and is_zero(dw):
         return out, zeros(out)
-    total, moment = sums(dx, x, center, None, where, **by)
-    d_m2 = 2 * ((moment - delta * total) / unit) / unit
-    d_delta = total / jnp.maximum(count(x, where, axes), 1)
-    return out, [*zeros([center]), d_delta, d_m2, *zeros([unit])]
+    firsts, d_m2s = [], []
+    if not is_zero(dx):
+        total, moment = sums(dx, x, center, None, where, **by)
+        firsts.append(total)
+        d_m2s.append(2 * ((moment - delta * total) / unit) / unit)
+    if not is_zero(dw):
+        finite = jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+        first, second = weighted_sums(finite, center, dw, axes)
+        more = count(x, dw, axes)
+        firsts.append(first - delta * more)
+        second = second - 2 * delta * first + jnp.square(delta) * more
+        d_m2s.append((second / unit) / unit)
+    d_delta = sum(firsts[1:], firsts[0]) / divisor(count(x, where, axes))
+    return out, [*zeros([center]), d_delta, _total(d_m2s), *zeros([unit])]
 
 
 def _sums_jvp(primals, tangents, *, gate=None, **params):
     # With t = sum(a), m = sum(a (x - c)) and r = multiplier a:
     #   dt = sum(da),   dm = sum(da (x - c)) + sum(a dx) - t dc,
-    #   dr = multiplier da + dmultiplier a.
+    #   dr = multiplier da + dmultiplier a,
+    # and the two sums are linear in the weights, too.
     a, x, center, multiplier, where, *line = primals
-    da, dx, d_center, d_multiplier, *_ = tangents
+    da, dx, d_center, d_multiplier, dw, *_ = tangents
     out = sums(*primals, gate=gate, **params)
     if gate is not None and not all(map(is_zero, tangents[1:])):
         return out, _derivative(_plain_sums(gate, params), primals, tangents)
@@ -97,6 +116,11 @@ def _sums_jvp(primals, tangents, *, gate=None, **params):
         terms[-1].append(part[-1])
     if not is_zero(d_center):
         terms[-1].append(-out[-2] * d_center)
+    if not is_zero(dw):
+        for term, change in zip(
+            terms[-2:], sums(a, x, center, None, dw, **params), strict=True
+        ):
+            term.append(change)
     if not is_zero(d_multiplier):
         terms[0].append(spread(d_multiplier, a, params))
     changes = map(_total, terms)
@@ -113,9 +137,13 @@ def _sums_transpose(
     #   = <multiplier ct_r + ct_t + ct_m (x - c), a>, which `expand` computes.
     # A gate g keeps its part. "other": r = g multiplier a gives g multiplier ct_r, the
     # term of the other operand; "affine": the sums of g a give g times the affine term.
+    total, moment = map(ad.instantiate_zeros, cotangents[-2:])
+    if ad.is_undefined_primal(where):
+        back = a * line_of(moment, total, x, center, params)
+        back = total_of_weights(back, where.aval)
+        return [None, None, None, None, back, None, None]
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
-    total, moment = map(ad.instantiate_zeros, cotangents[-2:])
     if is_zero(scaled):
         scaled = multiplier = None
         gate, line = _kept(gate, line, part="affine")
@@ -132,11 +160,12 @@ def _kept(gate, line, *, part):
 def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
     # With y = multiplier a + slope (x - c) + offset:
     #   dy = multiplier da + dslope (x - c) + doffset      (the same function)
-    #        + slope dx - slope dc + dmultiplier a.
+    #        + slope dx - slope dc + dmultiplier a,
+    # where weights are a factor of all but the first and the last term.
     if activation is not None:
         return _activated_jvp(primals, tangents, activation, params)
-    a, multiplier, slope, _, x, center, where, *line = primals
-    da, d_multiplier, d_slope, d_offset, dx, d_center, *_ = tangents
+    a, multiplier, slope, offset, x, center, where, *line = primals
+    da, d_multiplier, d_slope, d_offset, dx, d_center, dw, *_ = tangents
     out = expand(*primals, gate=gate, **params)
     others = (d_multiplier, *tangents[4:])
     if gate is not None and not all(map(is_zero, others)):
@@ -152,11 +181,12 @@ def _expand_jvp(primals, tangents, *, activation=None, gate=None, **params):
         terms += expand(da, keep, *affine, *line, gate=gate, **params)
     zero = jnp.zeros_like(center)
     if not is_zero(dx):
-        counted = dx if where is None else jnp.where(where, dx, jnp.zeros_like(dx))
-        terms.append(scale_by(counted, slope, params))
+        terms.append(scale_by(counted(dx, where), slope, params))
     if not is_zero(d_center):
         moved = (zero, -slope * d_center, x, center, where)
         terms += expand(None, None, *moved, **params)
+    if not is_zero(dw):
+        terms += expand(None, None, slope, offset, x, center, dw, **params)
     if not is_zero(d_multiplier):
         terms.append(spread(d_multiplier, a, params))
     return out, [_total(terms)] if terms else zeros(out)
@@ -181,6 +211,10 @@ def _expand_transpose(
     #   = <multiplier ct, a> + <sum(ct (x - c)), slope> + <sum(ct), offset>: `sums`.
     # A gate keeps its part here too: g multiplier ct, or the sums of g ct.
     (ct,) = cotangents
+    if ad.is_undefined_primal(where):
+        back = ct * line_of(slope, offset, x, center, params)
+        back = total_of_weights(back, where.aval)
+        return [*[None] * 6, back, None, None]
     wants_a = a is not None and ad.is_undefined_primal(a)
     wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
     gates_a = gate is not None and gate.part == "other"

@@ -148,31 +148,6 @@ def same_shape(name: str, given: Any, other: str, like: Any) -> Moments:
     return given
 
 
-def mask(where: Any, x: Array, *, name: str = "where") -> Any:
-    """A boolean array of the rank of `x` whose sizes are 1 or those of `x`."""
-    if where is None:
-        return None
-    where = values.array(name, where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(
-            f"`{name}` must be boolean, got {where.dtype}. Write `{name} != 0`."
-        )
-    padded = (1,) * (x.ndim - where.ndim) + where.shape
-    fits = where.ndim <= x.ndim and all(
-        m in (1, n) for m, n in zip(padded, x.shape, strict=True)
-    )
-    if not fits:
-        hint = "Add axes of size 1 until it broadcasts"
-        if where.shape == x.shape[: where.ndim]:
-            shape = where.shape + (1,) * (x.ndim - where.ndim)
-            hint = f"Write `{name}.reshape({shape})`"
-        raise ValueError(
-            f"`{name}` must broadcast to the shape {x.shape} of `x`, got "
-            f"{where.shape}. {hint}."
-        )
-    return placement.mask(where.reshape(padded), x)
-
-
 def residual(given: Any, x: Array) -> Any:
     """The array added after normalization, in the type of `x`."""
     if given is None:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import divisor
 from jaxbn.backends.merging import Centered as Centered
-from jaxbn.core import calculus, checks, placement, sync
+from jaxbn.core import calculus, checks, placement, sync, weighting
 from jaxbn.core.primitives import replaced
 from jaxbn.core.records import MOMENTS, record
 from jaxbn.core.types import AxisGroups, AxisName, Moments
@@ -19,6 +20,7 @@ def moments(
     *,
     axis: int | Sequence[int] = -1,
     where: Array | None = None,
+    weights: Array | None = None,
     axis_name: AxisName | None = None,
     axis_groups: AxisGroups | None = None,
     implementation: str | None = None,
@@ -26,10 +28,10 @@ def moments(
     """Count, mean and sum of squared distances of each channel of `x`.
 
     For every channel c, over all positions i that are not on a feature axis and where
-    `where` is true,
+    `where` is true, with weights w_i that are 1 unless given,
 
-        count_c = sum_i 1,   mean_c = sum_i x_ic / count_c,
-        m2_c = sum_i |x_ic - mean_c|^2,
+        count_c = sum_i w_i,   mean_c = sum_i w_i x_ic / count_c,
+        m2_c = sum_i w_i |x_ic - mean_c|^2,
 
     in one pass: blocks of at most a few thousand rows are summed about a value of their
     own and merged (Chan, Golub and LeVeque, Algorithms for computing the sample
@@ -40,6 +42,7 @@ def moments(
         x: a batch of any rank; float16, bfloat16, float32, float64 or complex.
         axis: the feature axis, or a tuple of them.
         where: boolean mask that broadcasts to the shape of `x`. Default: all true.
+        weights: see `jaxbn.batch_norm`. Default: all one.
         axis_name: mesh or vmap axes to share statistics over. Default: none.
         axis_groups: positions along `axis_name` that share, for example
             [[0, 1], [2, 3]]. Default: all of them.
@@ -51,7 +54,8 @@ def moments(
 
     Raises:
         ValueError: if a shape, `axis`, `axis_name` or `axis_groups` is invalid.
-        TypeError: if `x` is an integer array or `where` is not boolean.
+        TypeError: if `x` is an integer array, `where` is not boolean, or `weights` are
+            not real numbers.
 
     Example:
         >>> jaxbn.moments(jnp.array([[1.0], [3.0]])).m2
@@ -59,7 +63,7 @@ def moments(
     """
     x = checks.array(x)
     axes = checks.feature_axes(x, axis)
-    where = checks.mask(where, x)
+    where = weighting.counted(where, weights, x)
     members = group_of(axis_name, axis_groups)
     name = dispatch.choose(implementation)
     local = local_moments(x, where, axes=axes, implementation=name)
@@ -129,18 +133,28 @@ def shared_moments(local: Centered, members: sync.Members | None) -> Centered:
     here = jnp.asarray(local.count, local.m2.dtype)
     scale = jnp.square(local.unit * values.shrink)
     square = local.m2 * scale + here * _squared(distance * values.shrink)
-    return with_sums(values, *sync.totals((here * distance, square), members))
+    sums = (here * distance, square)
+    if not isinstance(values.count, int):
+        sums = (*sums, here + jnp.zeros_like(square))
+    return with_sums(values, *sync.totals(sums, members))
 
 
-def with_sums(values: Centered, first: Array, second: Array) -> Centered:
+def with_sums(
+    values: Centered, first: Array, second: Array, total: Array | None = None
+) -> Centered:
     """Gives moments the derivative of sums about their center.
 
     Args:
         values: the moments, constant.
         first: the sum of the distances to the center.
         second: the sum of their squares, in units of unit^2.
+        total: the sum of the weights, unless it is a constant.
     """
-    n = jnp.maximum(values.count, 1)
+    if total is not None:  # the derivative of first / n takes the value of `first`
+        first = _replaced(values.count * values.delta, first)
+        count = jnp.asarray(values.count, total.dtype)
+        values = values._replace(count=_replaced(count, total))
+    n = divisor(values.count)
     delta = _replaced(values.delta, first / n)
     m2 = _replaced(values.m2, second - n * _squared(delta * values.shrink))
     return values._replace(delta=delta, m2=m2)
@@ -189,7 +203,7 @@ def merge(first: Moments, second: Moments) -> Moments:
 def merged(first: Moments, second: Moments) -> Moments:
     """`merge` of checked arguments."""
     count = first.count + second.count
-    share = second.count / jnp.maximum(count, 1)
+    share = second.count / divisor(count)
     distance = second.mean - first.mean
     mean = jnp.where(first.count > 0, first.mean + distance * share, second.mean)
     between = _squared(distance) * first.count * share

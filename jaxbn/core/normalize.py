@@ -9,6 +9,7 @@ from jaxbn.backends import dispatch
 from jaxbn.backends.xla import along
 from jaxbn.core import calculus, checks, options, values
 from jaxbn.core.activation import split
+from jaxbn.core.affine import affine, widened
 from jaxbn.core.records import NOT_NEGATIVE, record
 from jaxbn.core.types import Activation, BatchNormState
 
@@ -38,8 +39,9 @@ def normalize(
         x: any rank; float16, bfloat16, float32, float64 or complex.
         mean: the shape of the feature axes.
         var: the same shape; the biased variance, or whichever is meant.
-        scale: the same shape. Default: one.
-        bias: the same shape. Default: zero.
+        scale: the same shape, or with axes of the batch, see `jaxbn.batch_norm`.
+            Default: one.
+        bias: such a shape. Default: zero.
         axis: the feature axis, or a tuple of them.
         epsilon: added to the variance, > 0; a Python number.
         activation: "relu", "relu6", "silu", "gelu", "leaky_relu", an elementwise
@@ -95,9 +97,10 @@ def normalized(
     implementation,
 ) -> Array:
     """`normalize` with an array `x`, its feature axes and statistics that fit."""
-    scale = checks.vector("scale", scale, x, axes)
-    bias = checks.vector("bias", bias, x, axes)
+    scale, bias, wide = affine(scale, bias, x, axes)
     slope = lax.rsqrt(var + options.epsilon(epsilon))
+    if wide != axes:
+        mean, slope = (widened(v, x, axes, wide) for v in (mean, slope))
     slope = slope if scale is None else slope * scale
     return apply(
         x,
@@ -105,7 +108,7 @@ def normalized(
         slope,
         jnp.zeros_like(slope) if bias is None else bias,
         checks.residual(residual, x),
-        axes=axes,
+        axes=wide,
         activation=activation,
         implementation=dispatch.choose(implementation),
     )

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxbn.backends.contract import divisor
 from jaxbn.core.types import Moments
 
 
@@ -29,7 +30,7 @@ def pool(parts: Moments, *, axis: int = 0) -> Moments:
     """
     count, mean, m2 = parts
     total = count.sum(axis, keepdims=True)
-    share = count / jnp.maximum(total, 1)
+    share = count / divisor(total)
     mean = jnp.where(count > 0, mean, 0)
     center = (share * mean).sum(axis, keepdims=True)
     # Once more about the result: the first sum is rounded like the means themselves.

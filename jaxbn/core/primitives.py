@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.interpreters import ad
 
-from jaxbn.backends.contract import Kernels
+from jaxbn.backends.contract import Kernels, rows
+from jaxbn.backends.xla import along
 from jaxbn.core.op import Op
 
 _GATE = ("gate_slope", "gate_offset")
@@ -43,6 +44,26 @@ def spread(vector: Array, full: Array, params: dict) -> Array:
     """The full array vector * full, linear in `vector`."""
     zero = jnp.zeros_like(vector)
     return expand(None, None, vector, zero, full, zero, None, **params)[0]
+
+
+def weighted_sums(x: Array, center: Array, where: Array | None, axes) -> tuple:
+    """The sums of w (x - center) and of w (x - center)^2, in operations of lax."""
+    distance = x.astype(center.dtype) - along(center, x, axes)
+    first = distance if where is None else distance * where.astype(distance.dtype)
+    return tuple(term.sum(rows(x, axes)) for term in (first, first * distance))
+
+
+def total_of_weights(full: Array, where: Array) -> Array:
+    """The transpose of broadcasting weights to the shape of a full array."""
+    shared = [i for i, n in enumerate(where.shape) if n == 1]
+    return full.sum(shared, keepdims=True).astype(where.dtype)
+
+
+def line_of(slope, offset, x, center, params):
+    """The full array slope * (x - center) + offset in the statistics type."""
+    axes = params["axes"]
+    distance = x.astype(center.dtype) - along(center, x, axes)
+    return distance * along(slope, x, axes) + along(offset, x, axes)
 
 
 def _replaced_jvp(primals, tangents, **params):

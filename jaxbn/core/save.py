@@ -15,12 +15,19 @@ Save = Literal["input", "output", "recompute"]
 """Choice of what is kept, see `jaxbn.batch_norm`."""
 
 
-def check(save: Save, activation: Callable | None, x: Array) -> Save:
-    """Validates `save` for this input and activation."""
+def check(
+    save: Save, activation: Callable | None, x: Array, weights: Any = None
+) -> Save:
+    """Validates `save` for this input, activation and weights."""
     check_mode(save)
     if save != "input" and jnp.iscomplexobj(x):
         raise NotImplementedError(
             f"`save` must be 'input' for complex `x`, got {save!r}. Leave it out."
+        )
+    if save == "output" and weights is not None:
+        raise NotImplementedError(
+            "`save` must be 'input' or 'recompute' with `weights`, got 'output'. The "
+            "output does not tell their gradient."
         )
     if save == "output":
         by_output.negative_slope(activation)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxbn.backends.contract import divisor
 from jaxbn.core import checks, options, placement, values
 from jaxbn.core.records import record
 from jaxbn.core.types import BatchNormState, Moments
@@ -119,7 +120,7 @@ def updated(state: BatchNormState, moments: Moments, how: Average) -> BatchNormS
     given, moments = lax.stop_gradient((state, moments))
     moments, state = placement.alike((moments, given))
     freedom = moments.count - 1 if how.unbiased else moments.count
-    var = moments.m2 / jnp.maximum(freedom, 1)
+    var = moments.m2 / divisor(freedom)
     taken = where_counted(moments.count > 0, how, moments.mean, moments.m2)
     count = state.count + 1
     weight = weight_of_new(how, count.astype(var.dtype))

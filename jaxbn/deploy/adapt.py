@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxbn.backends.contract import divisor
 from jaxbn.core import options, trees
 from jaxbn.core.records import COUNT
 from jaxbn.core.types import BatchNormState, Moments
@@ -63,7 +64,7 @@ def adapt(
             n = jnp.where(n > 0, options.per_channel("count", count, *kind), 0)
         # Of no values it would be 0 / 0, which stops `jax.debug_nans`.
         share = n / jnp.where(n > 0, prior + n, 1)
-        var = test.m2 / jnp.maximum(test.count, 1)
+        var = test.m2 / divisor(test.count)
         return BatchNormState(
             _mix(state.mean, test.mean, share), _mix(state.var, var, share), state.count
         )

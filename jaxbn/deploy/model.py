@@ -46,14 +46,16 @@ def is_norm(module: Any) -> bool:
     return named and getattr(module, "has_moments", True)
 
 
-def moments_of_call(module: Any, x: Array, *_, mask=None, where=None, **__) -> Moments:
+def moments_of_call(
+    module: Any, x: Array, *_, mask=None, where=None, weights=None, **__
+) -> Moments:
     """The moments of `x`, given the arguments of a call of such a layer."""
     x = jnp.asarray(x)
     # The layers take integers; their statistics are float32 then.
     x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
     where = mask if where is None else where
     where = None if where is None else jnp.asarray(where).astype(bool)
-    return moments(x, axis=module.axis, where=where)
+    return moments(x, axis=module.axis, where=where, weights=weights)
 
 
 def count_of(tree: Mapping[str, Any], like: Array) -> Array:

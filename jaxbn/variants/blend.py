@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, options
+from jaxbn.backends.contract import divisor
+from jaxbn.core import checks, options, weighting
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.moments import moments
 from jaxbn.core.normalize import normalized
@@ -23,6 +24,7 @@ def eval_blend(
     alpha: float | Array,
     axis: int = -1,
     where: Array | None = None,
+    weights: Array | None = None,
     epsilon: float = 1e-5,
     activation: Activation = None,
     residual: Array | None = None,
@@ -49,7 +51,8 @@ def eval_blend(
         axis: the feature axis; not the first one.
         where: boolean mask of valid positions; an example without any uses the running
             statistics.
-        epsilon, activation, residual, implementation: as in `jaxbn.batch_norm`.
+        weights, epsilon, activation, residual, implementation: as in
+            `jaxbn.batch_norm`.
 
     Returns:
         y, with the shape and type of `x`. The running statistics are constants.
@@ -75,12 +78,13 @@ def eval_blend(
         x,
         axis=axes,
         where=where,
+        weights=weights,
         implementation=implementation,
     )
     share = jnp.where(own.count > 0, _weight(alpha, own.m2), 0)
     mean, var = (jnp.broadcast_to(v, own.m2.shape) for v in (mean, var))
     distance = own.mean - mean
-    own_var = own.m2 / jnp.maximum(own.count, 1)
+    own_var = own.m2 / divisor(own.count)
     between = share * (1 - share) * jnp.square(distance)
     return normalized(
         x,
@@ -146,7 +150,7 @@ def fit_eval_blend(
         )
     state = record("state", state)
     checks.statistics(state, x, axes)  # here, where its values are known
-    valid = jnp.ones((1,) * x.ndim, bool) if where is None else checks.mask(where, x)
+    valid = jnp.ones((1,) * x.ndim, bool) if where is None else weighting.mask(where, x)
     valid = jnp.broadcast_to(valid, x.shape)
     feature = axes[0] - 1
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
-from jaxbn.core import checks, options, placement, values
+from jaxbn.core import checks, options, placement, values, weighting
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
 from jaxbn.core.records import STATE, record
@@ -58,6 +58,7 @@ def domain_batch_norm(
     axis_name: AxisName | None = None,
     axis_groups: AxisGroups | None = None,
     where: Array | None = None,
+    weights: Array | None = None,
     momentum: float | Array | None = 0.99,
     epsilon: float = 1e-5,
     activation: Activation = None,
@@ -83,8 +84,8 @@ def domain_batch_norm(
         domain: a number in [0, D) for the whole batch, or one per example, shape (B,);
             may be traced.
         axis: the feature axis; not the first one.
-        axis_name, axis_groups, where, epsilon, activation, residual, implementation:
-            as in `jaxbn.batch_norm`.
+        axis_name, axis_groups, where, weights, epsilon, activation, residual,
+            implementation: as in `jaxbn.batch_norm`.
         momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`.
 
     Returns:
@@ -110,16 +111,20 @@ def domain_batch_norm(
     axes, members = (feature,), group_of(axis_name, axis_groups)
     params = {"axes": axes, "implementation": dispatch.choose(implementation)}
     floor = options.epsilon(epsilon)
-    where, residual = checks.mask(where, x), checks.residual(residual, x)
+    where = weighting.counted(where, weights, x)
+    residual = checks.residual(residual, x)
 
     def run(x, states, ids, scale, bias, where, residual):
         if where is not None:
-            x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+            x = jnp.where(
+                where.astype(bool) | jnp.isfinite(x), x, jnp.zeros((), x.dtype)
+            )
         column = ids.reshape(-1, *[1] * (x.ndim - 1))
 
         def local(k):
             mine = column == k
-            mine = mine if where is None else mine & where
+            if where is not None:
+                mine = jnp.where(mine, where, jnp.zeros((), where.dtype))
             return local_moments(x, mine, **params)
 
         old = _wide(states, x)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.core import checks, layers, placement, sync
+from jaxbn.core import checks, layers, placement, sync, weighting
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.moments import centered, group_of, public, shared_moments
 from jaxbn.core.pool import pool
@@ -28,6 +28,7 @@ def ghost_batch_norm(
     axis: int = -1,
     axis_name: AxisName | None = None,
     where: Array | None = None,
+    weights: Array | None = None,
     momentum: float | Array | None = 0.99,
     epsilon: float = 1e-5,
     activation: Activation = None,
@@ -54,7 +55,8 @@ def ghost_batch_norm(
         axis: the feature axis; not the first one.
         axis_name: mesh or vmap axes over which the batch is split, in order. Under
             plain `jax.jit` it is not needed.
-        where, epsilon, activation, residual, implementation: as in `jaxbn.batch_norm`.
+        where, weights, epsilon, activation, residual, implementation: as in
+            `jaxbn.batch_norm`.
         momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`.
         update: "pooled" updates the running statistics once, with the moments of all
             groups merged: those of the whole batch. "sequential" updates them with one
@@ -83,7 +85,7 @@ def ghost_batch_norm(
     layers.order_of_updates("update", update)
     axis_name = checks.axis_names(axis_name)
     groups, spread = _groups(x, ghost_batch_size, axis_name)
-    state, where = record("state", state), checks.mask(where, x)
+    state, where = record("state", state), weighting.counted(where, weights, x)
     checks.statistics(state, x, (feature,))  # here, as all that names a shape
     scale = checks.vector("scale", scale, x, (feature,))
     bias = checks.vector("bias", bias, x, (feature,))
@@ -101,7 +103,7 @@ def ghost_batch_norm(
             axis=(0, feature + 1),
             axis_name=axis_name if spread else None,
             axis_groups=spread,
-            where=None if where is None else _split_mask(where, split),
+            **weighting.arguments(None if where is None else _split_mask(where, split)),
             momentum=0.0,  # The state of each group is then its own statistics.
             epsilon=epsilon,
             activation=activation,

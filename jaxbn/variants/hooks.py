@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxbn.core import checks, layers, options
+from jaxbn.core import checks, layers, options, weighting
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state, require_count
@@ -67,7 +67,7 @@ class Hooks:
     def _train(self, state: Any) -> Callable[..., tuple[Array, Any]]:
         return batch_norm
 
-    def _evaluate(self, where: Array | None) -> Callable[..., Array]:
+    def _evaluate(self, counting: dict[str, Any]) -> Callable[..., Array]:
         return batch_norm_inference
 
     def _training(self, *, initial: bool) -> dict[str, Any]:
@@ -133,10 +133,13 @@ class Hooks:
         evaluates: bool,
         initial: bool = False,
         mask: Array | None,
+        weights: Array | None,
         **others: Any,
     ) -> tuple[Array, Any]:
         """The result and, after training, the new statistics."""
-        where = checks.mask(mask, x, name="mask")
+        counting = {"where": weighting.mask(mask, x, name="mask")}
+        if weights is not None:
+            counting["weights"] = weighting.counted(None, weights, x)
         others |= {
             "axis": self.axis,
             "epsilon": self.epsilon,
@@ -144,11 +147,11 @@ class Hooks:
             "implementation": self.implementation,
         }
         if evaluates or (initial and not self.trains_in_init):
-            return self._evaluate(where)(x, state, scale, bias, **others), None
+            return self._evaluate(counting)(x, state, scale, bias, **others), None
         others |= self._training(initial=initial)
         if self._averages():
             require_count(state)
-        y, new = self._train(state)(x, state, scale, bias, where=where, **others)
+        y, new = self._train(state)(x, state, scale, bias, **counting, **others)
         return y, None if initial else new
 
 
@@ -191,7 +194,7 @@ class Renorm(Hooks):
         now = {k: v(n) if callable(v) else v for k, v in bounds.items()}
         return functools.partial(renorm.batch_renorm, **now)
 
-    def _evaluate(self, where):
+    def _evaluate(self, counting):
         def evaluate(*arrays, epsilon, **others):  # which is in sigma already
             return renorm.batch_renorm_inference(*arrays, **others)
 
@@ -212,7 +215,7 @@ class Timestep(Hooks):
     def _train(self, state):
         return timestep.timestep_batch_norm
 
-    def _evaluate(self, where):
+    def _evaluate(self, counting):
         return timestep.timestep_batch_norm_inference
 
 
@@ -229,7 +232,7 @@ class Domain(Hooks):
     def _train(self, state):
         return domains.domain_batch_norm
 
-    def _evaluate(self, where):
+    def _evaluate(self, counting):
         return domains.domain_batch_norm_inference
 
 
@@ -244,5 +247,5 @@ class EvalBlend(Hooks):
     def _alpha(self) -> Array:
         raise NotImplementedError
 
-    def _evaluate(self, where):
-        return functools.partial(blend.eval_blend, alpha=self._alpha(), where=where)
+    def _evaluate(self, counting):
+        return functools.partial(blend.eval_blend, alpha=self._alpha(), **counting)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
-from jaxbn.core import checks, layers, options, placement
+from jaxbn.core import checks, layers, options, placement, weighting
 from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
 from jaxbn.core.records import COUNT, FINITE, STATE, Kind, Rule, record
@@ -60,6 +60,7 @@ def batch_renorm(
     axis_name: AxisName | None = None,
     axis_groups: AxisGroups | None = None,
     where: Array | None = None,
+    weights: Array | None = None,
     momentum: float | Array | None = 0.99,
     epsilon: float = 1e-5,
     activation: Activation = None,
@@ -89,7 +90,7 @@ def batch_renorm(
         d_max: at least 0; may be traced.
         momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`, for sigma in
             place of the variance.
-        axis, axis_name, axis_groups, where, epsilon, activation, residual,
+        axis, axis_name, axis_groups, where, weights, epsilon, activation, residual,
             implementation: as in `jaxbn.batch_norm`.
 
     Returns:
@@ -112,9 +113,9 @@ def batch_renorm(
     """
     x = _real(checks.array(x))
     axes = checks.feature_axes(x, axis)
-    where = checks.mask(where, x)
+    where = weighting.counted(where, weights, x)
     if where is not None:
-        x = jnp.where(where | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+        x = jnp.where(where.astype(bool) | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
     members = group_of(axis_name, axis_groups)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
     state = record("state", state, _STATE)
