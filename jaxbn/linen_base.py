@@ -80,6 +80,8 @@ class Layer(hooks.Hooks, nn.Module):
         *,
         mask: Array | None = None,
         weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
         residual: Array | None = None,
         **which: Any,
     ) -> Array:
@@ -94,6 +96,8 @@ class Layer(hooks.Hooks, nn.Module):
             mask: the positions that count in the statistics, boolean; broadcasts to the
                 shape of `x`.
             weights: how much each position counts, see `jaxbn.batch_norm`.
+            scale, bias: in place of the layer's own, which `use_scale` and `use_bias`
+                must switch off; of each example, say, as (N, C).
             residual: the shape of `x`; added before the activation.
             which: the time step `t` or the `domain`, for layers that have them.
 
@@ -107,7 +111,7 @@ class Layer(hooks.Hooks, nn.Module):
         features = self._features(x)
         start = self._start(features)
         shape = features if self.shared_affine else start.mean.shape
-        scale = bias = None
+        self._has_own(scale, bias)
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.use_bias:

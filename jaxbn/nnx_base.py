@@ -142,6 +142,8 @@ class Layer(hooks.Hooks, nnx.Module):
         *,
         mask: Array | None = None,
         weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
         residual: Array | None = None,
         **which: Any,
     ) -> Array:
@@ -154,6 +156,8 @@ class Layer(hooks.Hooks, nnx.Module):
             mask: the positions that count in the statistics, boolean; broadcasts to the
                 shape of `x`.
             weights: how much each position counts, see `jaxbn.batch_norm`.
+            scale, bias: in place of the layer's own, which `use_scale` and `use_bias`
+                must switch off; of each example, say, as (N, C).
             residual: the shape of `x`; added before the activation.
             which: the time step `t` or the `domain`, for layers that have them.
 
@@ -163,8 +167,9 @@ class Layer(hooks.Hooks, nnx.Module):
         modes = use_running_average, self.use_running_average
         inference = self._evaluates(first_from(*modes, error_msg=NO_MODE))
         x = self._input(x)
-        scale = None if self.scale is None else self.scale[...]
-        bias = None if self.bias is None else self.bias[...]
+        self._has_own(scale, bias)
+        scale = scale if self.scale is None else self.scale[...]
+        bias = bias if self.bias is None else self.bias[...]
         variables = {k: getattr(self, name) for k, name in self._names().items()}
         stored = {field: variable[...] for field, variable in variables.items()}
         dtype = self._result_type(x, stored, scale, bias)

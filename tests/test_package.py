@@ -274,6 +274,7 @@ LONGER = {
     "jaxbn/core/batch_norm.py": 300,
     "jaxbn/core/calculus.py": 320,
     "jaxbn/variants/domains.py": 320,
+    "jaxbn/variants/hooks.py": 280,
 }
 
 

@@ -127,3 +127,13 @@ def bound_or_schedule(name: str, value: Any) -> None:
     """Refuses what is neither a bound nor a function of the number of updates."""
     if not values.is_function(value):
         bound(name, value)
+
+
+def has_own(layer: Any, scale: Any, bias: Any) -> None:
+    """Refuses scale or bias of a call for a layer that has its own."""
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value is not None and getattr(layer, f"use_{name}"):
+            raise ValueError(
+                f"`{name}` must be None for a layer with its own, got "
+                f"{values.shown(value)}. Construct it with `use_{name}=False`."
+            )

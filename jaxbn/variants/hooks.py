@@ -57,6 +57,7 @@ class Hooks:
             self.rules[name](name, given[name])
 
     _input = staticmethod(layers.array)
+    _has_own = layers.has_own
     _sizes = staticmethod(functools.partial(options.sizes, "num_features"))
     _evaluates = staticmethod(functools.partial(options.flag, "use_running_average"))
 
