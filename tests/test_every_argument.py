@@ -161,6 +161,7 @@ UPDATE = {
     "skip_nonfinite": False,
 }
 TRAIN = {**INFER, **UPDATE, "axis_name": None, "axis_groups": None, "where": None}
+TRAIN["weights"] = None
 DOMAINS = variants.init_domain_state(2, 3)
 STEPS = variants.init_timestep_state(2, 3)
 RENORM = variants.init_renorm_state(3)
@@ -189,6 +190,7 @@ CALLS = {
             "x": X,
             "axis": -1,
             "where": None,
+            "weights": None,
             "axis_name": None,
             "axis_groups": None,
             "implementation": None,
@@ -227,7 +229,7 @@ CALLS = {
     ),
     "eval_blend": (
         variants.eval_blend,
-        lambda: {**INFER, "where": None, "alpha": 0.5},
+        lambda: {**INFER, "where": None, "weights": None, "alpha": 0.5},
     ),
     "fit_eval_blend": (
         variants.fit_eval_blend,
@@ -487,6 +489,15 @@ SENSIBLE = {
     "bias": VECTOR,
     "residual": {"none", "float8"},  # any real number
     "where": MASK,
+    **{
+        f"{name}.{argument}": VECTOR | {"float8"}  # one for each value
+        for name in (
+            "batch_norm", "batch_norm_inference", "normalize", "timestep_batch_norm",
+            "timestep_batch_norm_inference", "batch_renorm_inference",
+        )
+        for argument in ("scale", "bias")
+    },
+    "weights": MASK | NOT_NEGATIVE - {"large", "huge"} | {"int array", "float8"},
     "mask": MASK,
     "epsilon": NUMBERS - {"large"} | {"float16"},
     "momentum": {"none", "zero", "float16"},

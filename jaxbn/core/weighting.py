@@ -49,18 +49,21 @@ def counted(where: Any, weights: Any, x: Array) -> Any:
     """The mask, or the weights with zero where it is false, of the rank of `x`."""
     if weights is None:
         return mask(where, x)
-    weights = values.array("weights", weights)
-    if jnp.iscomplexobj(weights):
+    given, weights = weights, values.array("weights", weights)
+    kinds = (jnp.bool_, jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(weights.dtype, kind) for kind in kinds):
         raise TypeError(
-            f"`weights` must be real, got {weights.dtype}. Write `weights.real`."
+            f"`weights` must be real numbers, got {weights.dtype}. They say how often "
+            "each position counts."
         )
+    wide = statistics_type(x.real)
     values.require(
         "weights",
-        weights,
-        lambda w: (w >= 0) & jnp.isfinite(w),
+        given,
+        lambda w: (w >= 0) & (w <= float(jnp.finfo(wide).max)),
         "finite and not negative",
         hint="Write `jnp.maximum(weights, 0)` where a negative one means none.",
     )
-    weights = _fitted(weights, x, "weights").astype(statistics_type(x.real))
+    weights = _fitted(weights, x, "weights").astype(wide)
     where = mask(where, x)
     return weights if where is None else jnp.where(where, weights, 0)

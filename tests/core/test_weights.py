@@ -253,7 +253,11 @@ def test_counts_beyond_float32_travel_exactly():
     [
         (-np.ones((16, 1, 1)), ValueError, "`weights` must be finite and not negative"),
         (np.full((16, 1, 1), np.inf), ValueError, "`weights` must be finite and not"),
-        (np.ones((16, 1, 1)) * 1j, TypeError, "`weights` must be real, got complex"),
+        (
+            np.ones((16, 1, 1)) * 1j,
+            TypeError,
+            "`weights` must be real numbers",
+        ),
         (np.ones((16,)), ValueError, r"`weights.reshape\(\(16, 1, 1\)\)`"),
         ("all", TypeError, "`weights` must be"),
     ],
