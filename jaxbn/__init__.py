@@ -32,7 +32,7 @@ __all__ = [
 # A compiled program that another process saved names the kernels when it is loaded.
 implementations()
 
-_MODULES = ("deploy", "interop", "linen", "nnx", "optim", "variants")
+_MODULES = ("deploy", "equinox", "interop", "linen", "nnx", "optim", "variants")
 
 
 def __getattr__(name: str):

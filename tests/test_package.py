@@ -305,6 +305,7 @@ def modules():
 
 # What the examples of a module need beside the package.
 PEERS = {
+    "jaxbn.equinox": "equinox",
     "jaxbn.interop.equinox": "equinox",
     "jaxbn.interop.haiku": "haiku",
     "jaxbn.interop.keras": "keras",
