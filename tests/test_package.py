@@ -271,6 +271,7 @@ def test_every_public_function_shows_an_example():
 
 # One idea that a second file would only hide.
 LONGER = {
+    "jaxbn/interop/torch.py": 300,
     "jaxbn/core/batch_norm.py": 300,
     "jaxbn/core/calculus.py": 320,
     "jaxbn/variants/domains.py": 320,

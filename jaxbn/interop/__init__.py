@@ -9,17 +9,20 @@ from jaxbn.interop.nnx import check_nnx, from_nnx, to_nnx
 from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.safetensors import read_safetensors, write_safetensors
 from jaxbn.interop.torch import check_torch, from_torch, to_torch, torch_layers
+from jaxbn.interop.torch_model import TorchModel, check_torch_model
 
 __all__ = [
     "Difference",
     "Layer",
     "Peer",
+    "TorchModel",
     "check_equinox",
     "check_haiku",
     "check_keras",
     "check_linen",
     "check_nnx",
     "check_torch",
+    "check_torch_model",
     "compare",
     "from_equinox",
     "from_haiku",

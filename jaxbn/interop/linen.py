@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxbn.deploy.linen_model import boxed_as, unboxed
 from jaxbn.interop import arguments
 from jaxbn.interop.flax import layer_of, plain
 from jaxbn.interop.layer import Layer, checked, counts
 from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.targets import arrays_for, arrays_of
+from jaxbn.interop.torch_model import Target
 
 _STATE = ("mean", "var", "count")
 
@@ -94,6 +97,34 @@ def to_linen(
         if values
     }
     return {**variables, **written}
+
+
+def model_layers(variables: Mapping[str, Any]) -> Target:
+    """All layers of the variables of a model, for `from_torch`."""
+    layers: dict[str, dict[str, Any]] = {}
+
+    def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                walk(value, (*path, str(key)))
+            else:
+                layers.setdefault("/".join(path), {})[key] = unboxed({key: value})[key]
+
+    for collection in ("params", "batch_stats"):
+        walk(variables.get(collection, {}), ())
+
+    def write(new: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        result = dict(variables)
+        for path, arrays in new.items():
+            for name, value in arrays.items():
+                old = layers[path][name]
+                kind = "batch_stats" if name in _STATE else "params"
+                value = jnp.asarray(value, old.dtype).reshape(old.shape)
+                keys = [key for key in path.split("/") if key]
+                result[kind] = _put(result[kind], keys, {name: value})
+        return result
+
+    return Target(layers, write, lambda path: None)
 
 
 def check_linen(

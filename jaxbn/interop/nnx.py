@@ -11,6 +11,7 @@ from jaxbn.interop.flax import axis_of, layer_of, plain
 from jaxbn.interop.layer import Layer, checked
 from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.targets import arrays_for, check_settings
+from jaxbn.interop.torch_model import Target
 
 _PACKAGES = ("flax.nnx", "jaxbn.nnx")
 
@@ -80,6 +81,39 @@ def to_nnx(layer: Layer, target: Any) -> None:
             variable[...] = value
         else:  # abstract, or it becomes complex
             variable.set_value(value)
+
+
+def model_layers(model: Any) -> Target:
+    """All layers of an nnx model, for `from_torch`, which writes into them."""
+    from flax import nnx
+
+    modules = {
+        "/".join(map(str, path)): module for path, module in nnx.iter_modules(model)
+    }
+    names = ("kernel", "bias", "scale", "mean", "var", "count")
+
+    def variables(module):
+        found = {name: getattr(module, name, None) for name in names}
+        return {k: v for k, v in found.items() if isinstance(v, nnx.Variable)}
+
+    held = {path: found for path, m in modules.items() if (found := variables(m))}
+    layers = {
+        path: {k: v.get_value() for k, v in found.items()}
+        for path, found in held.items()
+    }
+
+    def write(new: dict[str, dict[str, Any]]) -> Any:
+        for path, arrays in new.items():
+            for name, value in arrays.items():
+                old = layers[path][name]
+                value = jnp.asarray(value, old.dtype).reshape(old.shape)
+                held[path][name].set_value(value)
+        return model
+
+    def epsilon(path: str) -> float | None:
+        return getattr(modules[path], "epsilon", None)
+
+    return Target(layers, write, epsilon)
 
 
 def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:

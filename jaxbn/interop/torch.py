@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from jaxbn.core.values import shown
-from jaxbn.interop import arguments
+from jaxbn.interop import arguments, linen, nnx
 from jaxbn.interop.layer import Layer, checked, read
 from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.targets import check_settings, number_of_updates
+from jaxbn.interop.torch_model import Rules, TorchModel, fill
 
 _MEAN = "running_mean"
 _NAMES = (_MEAN, "running_var", "num_batches_tracked", "weight", "bias")
@@ -21,8 +22,10 @@ def from_torch(
     prefix: str = "",
     momentum: float | None = 0.1,
     epsilon: float = 1e-5,
-) -> Layer:
-    """Reads a layer from PyTorch.
+    into: Any = None,
+    rules: Rules | None = None,
+) -> Any:
+    r"""Reads a layer from PyTorch, or a whole model into one of Flax.
 
     PyTorch's momentum p is the weight of the new value, so the layer's is 1 - p; its
     running variance is the unbiased one; features are on axis 1.
@@ -35,15 +38,26 @@ def from_torch(
         momentum: PyTorch's; used where the source does not tell it, as a state
             dictionary or a frozen module.
         epsilon: the same.
+        into: the variables of a linen model, or an nnx model, to be filled with batch
+            normalization, dense layers, convolutions (not transposed) and other scales,
+            in Flax's layout. Momentum stays that of the model; an nnx model must have
+            PyTorch's epsilon.
+        rules: from names in PyTorch without the last part to paths in `into`, for
+            example {r"layer(\d)[.]bn": r"blocks/\1/norm"}, or a function; what they
+            leave out stays as it is. Default: layers of one kind and shape in their
+            order, those of Flax sorted by path; look at `matched`, or at outputs with
+            `check_torch_model`.
 
     Returns:
         A Layer that goes on training as the module would; a frozen module, which has
-        running statistics in training too, is the same at evaluation only.
+        running statistics in training too, is the same at evaluation only. With `into`
+        a TorchModel: the filled model, and what was matched.
 
     Raises:
         TypeError: if `source` is neither, or holds what are no numbers.
         ValueError: if there is no such layer, it tracks no statistics, it does more
-            than normalize, or its values cannot be those of a layer.
+            than normalize, or its values cannot be those of a layer; if a layer does
+            not fit its place in `into`.
 
     Example:
         >>> import numpy as np
@@ -54,6 +68,8 @@ def from_torch(
         >>> layer.momentum, layer.unbiased, layer.axis
         (0.9, True, 1)
     """
+    if into is not None:
+        return _whole(source, into, rules, momentum=momentum, epsilon=epsilon)
     arguments.text("prefix", prefix, "Take one that `torch_layers` lists.")
     if arguments.is_a(source, "Module", "torch"):
         _check_module(source)
@@ -79,6 +95,39 @@ def from_torch(
         axis=1,
         unbiased=True,
     )
+
+
+def _whole(source: Any, into: Any, rules: Rules | None, **settings: Any) -> TorchModel:
+    """A whole model: each of its layers as `from_torch` reads it."""
+    modules = {}
+    if arguments.is_a(source, "Module", "torch"):
+        modules = dict(source.named_modules())
+        source = source.state_dict()
+    arguments.mapping("source", source, "Pass a module or `module.state_dict()`.")
+
+    def layer_at(prefix: str) -> Layer:
+        module = modules.get(prefix.removesuffix("."))
+        if module is not None:
+            return from_torch(module, **settings)
+        return from_torch(source, prefix=prefix, **settings)
+
+    if isinstance(into, Mapping):
+        target = linen.model_layers(into)
+    elif arguments.is_a(into, "Module", "flax.nnx"):
+        target = nnx.model_layers(into)
+    else:
+        raise TypeError(
+            "`into` must be variables of linen or an nnx model, got "
+            f"{shown(into)}. `module.init` returns variables."
+        )
+    for name, module in modules.items():
+        if any("ConvTranspose" in base.__name__ for base in type(module).__mro__):
+            raise NotImplementedError(
+                f"`source` must have no transposed convolution, got {name!r}. Its "
+                "window is turned around in Flax: convert the rest of the state "
+                "dictionary."
+            )
+    return fill(source, target, rules, layer_at)
 
 
 def to_torch(layer: Layer, *, prefix: str = "") -> dict[str, np.ndarray]:
