@@ -23,6 +23,8 @@ if "JAXBN_OPTIMIZED" not in os.environ:  # before JAX reads it
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
+gc.disable()  # until everything is imported
+
 import hypothesis
 import jax
 import pytest
@@ -63,6 +65,16 @@ class Memory:
 
 
 MEMORY = Memory()
+
+
+def pytest_collection_finish():
+    """What is imported stays; look for garbage less often than after 700 objects.
+
+    Tracing makes so many that the collector took a tenth of the time.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
