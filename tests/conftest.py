@@ -23,12 +23,11 @@ if "JAXBN_OPTIMIZED" not in os.environ:  # before JAX reads it
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
-gc.disable()  # until everything is imported
-
 import hypothesis
 import jax
 import pytest
 
+gc.disable()  # until everything is imported
 jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile(
