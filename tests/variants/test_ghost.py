@@ -184,6 +184,9 @@ def on_all(how):
     }  # fmt: skip
     quick = (how, 4, names.get(how, tuple(CALLS)))
     yield pytest.param(*quick, id=f"{how.__name__}-4")
+    if how is by_pmap:
+        rest = (how, 4, ("pooled", "sequential"))
+        yield pytest.param(*rest, id="by_pmap-4-rest", marks=pytest.mark.slow)
     for devices in (1, 2, 8):
         wide = how is by_shard_map and devices == 8
         rest = (how, devices, ("pooled", "wide") if wide else ("pooled",))
