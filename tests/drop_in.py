@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -86,6 +87,26 @@ CASES = {
     "mixed": Case(dtype=_16, options={"dtype": jnp.float16}),
     "integer": Case(dtype=jnp.int32),
 }
+# Types that the slow suite adds to those of their kind.
+SWEPT = (
+    "neither", "x16-plain", "x16-d16", "x32-p16", "mixed", "narrow", "narrow-state",
+    "keep-types",
+)  # fmt: skip
+
+
+def but_slow(names, slow):
+    """Parameters of a test, of which the quick suite leaves out some."""
+    marks = {name: [pytest.mark.slow] if name in slow else [] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
+
+
+def together(names, changing, name):
+    """Those whose programs are compiled with the one of `name`.
+
+    Where the first step may change the type of the statistics it is compiled twice.
+    """
+    kinds = {n: (n in changing, n in SWEPT) for n in names}
+    return tuple(n for n in names if kinds[n] == kinds[name])
 
 
 def by_vmap(one):

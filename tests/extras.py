@@ -15,7 +15,8 @@ def needs(package, *, extra="test-all"):
     """Return the module of that name, or skip the test or file that asks for it.
 
     With `JAXBN_ALL_EXTRAS` (CI with everything installed) a package that is missing is
-    a failure, so that no test is skipped unseen.
+    a failure, so that no test is skipped unseen. CI runs again what it finds in the
+    file `JAXBN_SKIPPED`: a line for each test or file that was skipped here.
     """
     root = package.partition(".")[0]
     try:
@@ -25,6 +26,11 @@ def needs(package, *, extra="test-all"):
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != root:
             raise  # it is there, and what it imports is not
+    if skipped := os.environ.get("JAXBN_SKIPPED"):
+        test = os.environ.get("PYTEST_CURRENT_TEST")
+        asks = test.rpartition(" (")[0] if test else sys._getframe(1).f_code.co_filename
+        with open(skipped, "a", encoding="utf-8") as file:
+            file.write(f"{asks}\n")
     reason = f"needs {package}: install the extra `{extra}`"
     if os.environ.get("JAXBN_ALL_EXTRAS") and root not in UNAVAILABLE:
         pytest.fail(reason, pytrace=False)

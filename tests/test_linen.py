@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drop_in import CASES, DEVICES, KEY, Case, assert_close, normal
+from drop_in import (
+    CASES,
+    DEVICES,
+    KEY,
+    SWEPT,
+    Case,
+    assert_close,
+    but_slow,
+    normal,
+    together,
+)
 from flax import linen as nn
 from flax import serialization
 from jax.sharding import PartitionSpec as P
@@ -96,17 +106,15 @@ def differentiate(module, variables, x, **call):
     return y, after, gradients
 
 
-# In these the first step may change the type of the statistics: compiled twice.
-CHANGING = ("complex", "narrow-state")
+CHANGING = ("complex", "narrow-state")  # types of the statistics, in the first step
+
+
+def results(kind, name):
+    """Everything that training for three steps gives in one of the cases."""
+    return results_of(kind, together(LINEN_CASES, CHANGING, name))[name]
 
 
 @functools.cache
-def results(kind):
-    """Everything that training for three steps gives, for each of the cases."""
-    rest = (name for name in LINEN_CASES if name not in CHANGING)
-    return results_of(kind, CHANGING) | results_of(kind, rest)
-
-
 def results_of(kind, names):
     """The results of these cases, whose layers are in the same three programs."""
     cases = {name: LINEN_CASES[name] for name in names}
@@ -157,23 +165,25 @@ of_all_cases = pytest.mark.filterwarnings("ignore:Casting complex values to real
 
 
 @of_all_cases
-@pytest.mark.parametrize("name", [n for n in LINEN_CASES if n != "complex"])
+@pytest.mark.parametrize(
+    "name", but_slow([n for n in LINEN_CASES if n != "complex"], SWEPT)
+)
 def test_variables_at_the_start_equal_those_of_flax(name):
-    got, want = results(OURS)[name]["start"], results(FLAX)[name]["start"]
+    got, want = results(OURS, name)["start"], results(FLAX, name)["start"]
     assert_close(got, want, 0)
 
 
 @of_all_cases
 @pytest.mark.parametrize("what", ["values", "statistics", "evaluation", "gradients"])
-@pytest.mark.parametrize("name", LINEN_CASES)
+@pytest.mark.parametrize("name", but_slow(LINEN_CASES, SWEPT))
 def test_results_equal_those_of_flax(name, what):
-    got, want = results(OURS)[name][what], results(FLAX)[name][what]
+    got, want = results(OURS, name)[what], results(FLAX, name)[what]
     assert_close(got, want, LINEN_CASES[name].tolerance)
 
 
 @of_all_cases
 def test_the_mean_of_complex_input_is_complex_from_the_start():
-    start_of_it = results(OURS)["complex"]["start"]["batch_stats"]
+    start_of_it = results(OURS, "complex")["start"]["batch_stats"]
     assert [v.dtype for v in start_of_it.values()] == [jnp.complex64, jnp.float32]
 
 
@@ -202,7 +212,7 @@ def test_types_of_variables_do_not_change_in_training(dtype, debias):
 @of_all_cases
 @pytest.mark.parametrize("writer, reader", [(OURS, FLAX), (FLAX, OURS)])
 def test_a_checkpoint_of_one_loads_in_the_other(writer, reader):
-    saved, target = results(writer)["defaults"], results(reader)["defaults"]["start"]
+    saved, target = results(writer, "defaults"), results(reader, "defaults")["start"]
     content = serialization.to_bytes(saved["variables"])
     loaded = serialization.from_bytes(target, content)
     got = evaluate(reader(), loaded, LINEN_CASES["defaults"].x)
@@ -245,16 +255,16 @@ def test_training_with_immutable_statistics_is_the_error_of_flax():
 
 
 @of_all_cases
-@pytest.mark.parametrize("name", LINEN_CASES)
+@pytest.mark.parametrize("name", but_slow(LINEN_CASES, SWEPT))
 def test_evaluation_changes_no_statistics(name):
-    one = results(OURS)[name]
+    one = results(OURS, name)
     chex.assert_trees_all_equal(one["statistics after evaluation"], one["statistics"])
 
 
 @of_all_cases
 def test_init_does_not_update_the_running_statistics():
     assert np.abs(LINEN_CASES["defaults"].x.mean(0)).min() > 1e-3
-    got = stats(results(OURS)["defaults"]["start"])
+    got = stats(results(OURS, "defaults")["start"])
     chex.assert_trees_all_equal(got, stats(fresh()))
 
 

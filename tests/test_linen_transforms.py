@@ -11,6 +11,7 @@ from drop_in import (
     KEY,
     MODES,
     assert_close,
+    but_slow,
     differentiate,
     normal,
     sharded,
@@ -257,17 +258,21 @@ def one_device():
     return variables, (collect(gradients, found), jax.device_get(groups))
 
 
-@pytest.mark.parametrize("mode", MODES)
+# Those of nnx are quick in the other modes; the core is in all.
+QUICK_MODES = but_slow(MODES, ("pmap", "shard_map-vma=False"))
+
+
+@pytest.mark.parametrize("mode", QUICK_MODES)
 def test_shared_statistics_equal_one_device_in_values_state_and_gradients(mode):
     assert_close(over_devices(mode)[0]["plain"], one_device()[1][0]["plain"])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_MODES)
 def test_flax_defect_d5_masked_sync_equals_one_device_with_the_valid_rows(mode):
     assert_close(over_devices(mode)[0]["masked"], one_device()[1][0]["masked"])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_MODES)
 def test_flax_defect_d8_groups_share_statistics_in_every_mode(mode):
     got = over_devices(mode)[1]["groups"]
     for group, want in zip(GROUPS, one_device()[1][1], strict=True):

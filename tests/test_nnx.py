@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drop_in import CASES, Case, assert_close, normal
+from drop_in import CASES, SWEPT, Case, assert_close, but_slow, normal, together
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -95,17 +95,15 @@ def of_cases(function, graphs):
     return run
 
 
-# In these the first step may change the type of the statistics: compiled twice.
-CHANGING = ("complex-d32",)
+CHANGING = ("complex-d32",)  # types of the statistics, in the first step
+
+
+def results(kind, name):
+    """Everything that training for three steps gives in one of the cases."""
+    return results_of(kind, together(NNX_CASES, CHANGING, name))[name]
 
 
 @functools.cache
-def results(kind):
-    """Everything that training for three steps gives, for each of the cases."""
-    rest = (name for name in NNX_CASES if name not in CHANGING)
-    return results_of(kind, CHANGING) | results_of(kind, rest)
-
-
 def results_of(kind, names):
     """The results of these cases, whose layers are in the same two programs."""
     cases = {name: NNX_CASES[name] for name in names}
@@ -143,24 +141,24 @@ of_all_cases = pytest.mark.filterwarnings("ignore:Casting complex values to real
 
 
 @of_all_cases
-@pytest.mark.parametrize("name", NNX_CASES)
+@pytest.mark.parametrize("name", but_slow(NNX_CASES, SWEPT))
 def test_variables_at_the_start_equal_those_of_flax(name):
-    got, want = results(OURS)[name]["start"], results(FLAX)[name]["start"]
+    got, want = results(OURS, name)["start"], results(FLAX, name)["start"]
     assert_close(got, want, 0)
 
 
 @of_all_cases
 @pytest.mark.parametrize("what", ["values", "statistics", "evaluation", "gradients"])
-@pytest.mark.parametrize("name", NNX_CASES)
+@pytest.mark.parametrize("name", but_slow(NNX_CASES, SWEPT))
 def test_results_equal_those_of_flax(name, what):
-    got, want = results(OURS)[name][what], results(FLAX)[name][what]
+    got, want = results(OURS, name)[what], results(FLAX, name)[what]
     assert_close(got, want, NNX_CASES[name].tolerance)
 
 
 @of_all_cases
-@pytest.mark.parametrize("name", NNX_CASES)
+@pytest.mark.parametrize("name", but_slow(NNX_CASES, SWEPT))
 def test_evaluation_changes_no_statistics(name):
-    one = results(OURS)[name]
+    one = results(OURS, name)
     assert_close(one["statistics after evaluation"], one["statistics"], 0)
 
 

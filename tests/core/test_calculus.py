@@ -129,9 +129,10 @@ def compared(name, *, masked):
 @pytest.mark.parametrize(
     ("name", "masked"),
     [
-        (name, m)
+        pytest.param(name, masked, marks=[pytest.mark.slow] if slow else [])
         for name in CASES
-        for m in ([False, True] if name in MASKED else [False])
+        for masked in ([False, True] if name in MASKED else [False])
+        for slow in [name in MASKED and "gated" in name and not masked]
     ],
 )
 @pytest.mark.parametrize(

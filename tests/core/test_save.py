@@ -188,7 +188,9 @@ def test_under_vmap_and_jit_and_synchronised():
     )
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    "check_vma", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_under_shard_map_with_two_all_reduces(check_vma):
     x, residual, scale, bias = case(np.float32)
     mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -159,7 +159,7 @@ def test_uneven_and_empty_replicas_equal_one_device(mode):
     check_uneven(mode, None)
 
 
-QUICK = ("vmap", "shard_map-Auto-vma=True", "global-Explicit")
+QUICK = ("shard_map-Auto-vma=True",)
 
 
 @pytest.mark.parametrize(

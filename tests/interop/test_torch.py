@@ -33,8 +33,17 @@ def trained(momentum=0.1, **options):
     return module
 
 
-@pytest.mark.parametrize("momentum", [0.1, 0.01, None])
-@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    ("momentum", "affine"),
+    [
+        (0.1, True),
+        (0.01, False),
+        (None, True),
+        pytest.param(0.1, False, marks=pytest.mark.slow),
+        pytest.param(0.01, True, marks=pytest.mark.slow),
+        pytest.param(None, False, marks=pytest.mark.slow),
+    ],
+)
 def test_ten_more_steps_agree_to_1e_6(momentum, affine):
     module = trained(momentum, affine=affine)
     before = {k: v.clone() for k, v in module.state_dict().items()}

@@ -178,14 +178,21 @@ def on_one_device():
 
 def on_all(how):
     """Four devices with all that this way is tested for; other numbers are slow."""
-    names = {by_jit: ("pooled", "sequential"), by_explicit_axes: ("pooled",)}
+    names = {
+        by_pmap: ("wide",), by_jit: ("pooled", "sequential"),
+        by_explicit_axes: ("pooled",),
+    }  # fmt: skip
     quick = (how, 4, names.get(how, tuple(CALLS)))
     yield pytest.param(*quick, id=f"{how.__name__}-4")
+    if how is by_pmap:
+        rest = (how, 4, ("pooled", "sequential"))
+        yield pytest.param(*rest, id="by_pmap-4-rest", marks=pytest.mark.slow)
     for devices in (1, 2, 8):
         wide = how is by_shard_map and devices == 8
         rest = (how, devices, ("pooled", "wide") if wide else ("pooled",))
-        marks = [] if (how, devices) == (by_shard_map, 8) else pytest.mark.slow
-        yield pytest.param(*rest, id=f"{how.__name__}-{devices}", marks=marks)
+        yield pytest.param(
+            *rest, id=f"{how.__name__}-{devices}", marks=pytest.mark.slow
+        )
 
 
 WAYS = (by_shard_map, by_pmap, by_jit, by_explicit_axes)

@@ -146,8 +146,15 @@ def test_training_images_are_taken_up_to_the_number_asked_for(monkeypatch):
     assert [mask.sum() for mask in masks] == [4, 4, 2]
 
 
-@pytest.mark.parametrize("api", ["linen", "nnx"])
-@pytest.mark.parametrize("norm", ["jaxbn", "flax"])
+@pytest.mark.parametrize(
+    ("api", "norm"),
+    [
+        ("linen", "flax"),
+        ("nnx", "jaxbn"),
+        pytest.param("linen", "jaxbn", marks=pytest.mark.slow),
+        pytest.param("nnx", "flax", marks=pytest.mark.slow),
+    ],
+)
 def test_a_folded_network_gives_the_same_logits(api, norm):
     network, variables = made(api, norm=norm)
     result = folded(api, norm)
