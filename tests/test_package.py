@@ -129,7 +129,7 @@ ROOMS = {
     "claims": {"claims.lab", "common"},
     "claims.lab": {"common", "nets"},
     "collectives": {"common", "scale"},
-    "digits": {"common", "nets"},
+    "digits": {"claims.lab", "common", "nets"},
     "scale": {"common", "nets"},
     "common": set(),
     "nets": set(),

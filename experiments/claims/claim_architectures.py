@@ -17,9 +17,10 @@ Runtime: quick about 150 s on two busy cores (standard: twice that).
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
-from experiments.claims.lab.engine import Net, Plan, train
+from experiments.claims.lab.engine import Plan, train
 from experiments.claims.lab.experiment import Experiment, Rule, Setting
 from experiments.claims.lab.nets import conv, mlp
+from experiments.claims.lab.plan import Net
 from experiments.claims.lab.recurrent import normalized_lstm, plain_lstm
 from experiments.claims.lab.rows import Row, rows_of
 from experiments.claims.lab.table import Table

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
-from experiments.claims.lab.engine import ONCE, Context, Net, Plan, each, train
+from experiments.claims.lab.engine import ONCE, Plan, each, train
 from experiments.claims.lab.experiment import Experiment, Rule, Setting
 from experiments.claims.lab.nets import residual
+from experiments.claims.lab.plan import Context, Net
 from experiments.claims.lab.rows import Row, row, rows_of
 from experiments.claims.lab.table import Table
 

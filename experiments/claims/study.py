@@ -4,7 +4,6 @@ Run: python -m experiments run all --preset quick      (about 20 minutes on 2 co
 """
 
 import math
-import shlex
 import sys
 import time
 from concurrent import futures
@@ -18,11 +17,12 @@ from experiments.claims import chosen
 from experiments.claims.lab import schema, splits, store
 from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.common import checksums, environment, records, remembered
-from experiments.common.errors import MAKE_ROOM, UserError, writing
+from experiments.common.errors import MAKE_ROOM, UserError, again, writing
 from experiments.common.files import check_new
 from experiments.common.interrupt import Interrupt
 from experiments.common.lock import locked
 from experiments.common.progress import StepProgress
+from experiments.common.tables import aligned
 from experiments.common.workers import Workers
 
 OUT_OF_TIME = 5
@@ -75,9 +75,9 @@ def _study(config: RunConfig, wanted: list[Experiment]) -> int:
     print(f"\nfiles: {config.out}; page: python -m experiments report {config.out}")
     if not left:
         return 0
-    again = f"python -m experiments run --resume --out {shlex.quote(str(config.out))}"
     why = "interrupted" if interrupt.requested else "out of time"
-    print(f"{why}; continue with: {again}", file=sys.stderr)
+    line = again("run", "--out", config.out)
+    print(f"{why}; continue with: {line}", file=sys.stderr)
     return 130 if interrupt.requested else OUT_OF_TIME
 
 
@@ -110,12 +110,9 @@ def table(verdicts: dict) -> str:
     for row in verdicts["verdicts"]:
         numbers = [row[key] for key in ("mean", "low", "high")]
         shown = "" if None in numbers else "{:.3g} [{:.3g}, {:.3g}]".format(*numbers)
-        lines.append(
-            f"{row['claim']:5} {row['verdict']:13} {row['literature']:13} "
-            f"{shown:25} {row['text']}"
-        )
-    header = f"{'claim':5} {'measured':13} {'literature':13} {'effect [95 %]':25} text"
-    return "\n".join([header, "-" * 78, *lines])
+        names = ("claim", "verdict", "literature")
+        lines.append([*(row[name] for name in names), shown, row["text"]])
+    return aligned(["claim", "measured", "literature", "effect [95 %]", "text"], lines)
 
 
 def _checked(config: RunConfig) -> list[Experiment]:

@@ -1,6 +1,7 @@
 """The one exception that becomes a one-line message and exit code 2."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def writing(
         yield
     except OSError as error:
         raise unwritable(out, error.strerror, advice=advice, option=option) from error
+
+
+def again(command: str, *options: object) -> str:
+    """Returns the command line that continues a run."""
+    own = [str(word) for word in options if word != "--resume"]
+    return shlex.join(["python", "-m", "experiments", command, "--resume", *own])
 
 
 def one_line(error: BaseException) -> str:

@@ -41,6 +41,10 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def due(self, step: int) -> bool:
+        """Tells whether to stop after `step` steps."""
+        return self.requested
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt

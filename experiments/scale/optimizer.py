@@ -1,8 +1,6 @@
 """SGD as in the papers on residual networks and large batches."""
 
-import jax.numpy as jnp
 import optax
-from jax import Array
 
 import jaxbn.optim
 from experiments.common.errors import UserError
@@ -37,16 +35,9 @@ def learning_rate(options: config.Optimizer) -> optax.Schedule:
     highest = options.lr
     if options.lr_batch_size:
         highest *= options.batch_size / options.lr_batch_size
-    warmup, rest = options.warmup_steps, options.steps - options.warmup_steps
-
-    def schedule(count) -> Array:
-        done = jnp.asarray(count, jnp.float32)
-        rising = done / max(warmup, 1)
-        along = jnp.clip((done - warmup) / max(rest, 1), 0.0, 1.0)
-        falling = (1 + jnp.cos(jnp.pi * along)) / 2
-        return highest * jnp.where(done < warmup, rising, falling)
-
-    return schedule
+    # Where the warm-up lasts until the end, nothing is left to fall.
+    end = max(options.steps, options.warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, highest, options.warmup_steps, end)
 
 
 def make_optimizer(options: config.Optimizer) -> optax.GradientTransformation:

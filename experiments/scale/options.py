@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
-from experiments.common import records, remembered
+from experiments.common import errors, records, remembered
 from experiments.common.errors import UserError
 from experiments.common.options import flag
 from experiments.scale.config import CONFIGS, ScaleConfig
@@ -129,7 +128,7 @@ def placement(config: ScaleConfig) -> dict[str, Any]:
 
 def again(config: ScaleConfig) -> str:
     """Returns the command line that continues a run, with all it needs here."""
-    words = ["--resume", "--out", str(config.out)]
+    words: list[object] = ["--out", config.out]
     default = ScaleConfig()
     for part in _FREE:
         own, usual = getattr(config, part), getattr(default, part)
@@ -137,9 +136,9 @@ def again(config: ScaleConfig) -> str:
             value = getattr(own, name)
             free = name not in (*_REMEMBERED, "out", "resume", "profile")
             if free and value != getattr(usual, name):
-                words += [flag(name)] + ([] if value is True else [str(value)])
-    line = shlex.join(["python", "-m", "experiments", "train", *words])
+                words += [flag(name)] + ([] if value is True else [value])
     own = ", each process with its own `--process-id`"
+    line = errors.again("train", *words)
     return line + (own if config.devices.coordinator else "")
 
 

@@ -87,24 +87,27 @@ class Position(NamedTuple):
 
 
 class Session:
-    """The loop. `train` yields the number of steps taken, after each of them."""
+    """The steps of a run, as `loop.complete` takes them."""
 
     def __init__(
         self,
         run: Run,
+        position: Position,
         evaluation: Iterable[dict],
         deadline: Deadline,
         writer: Writer,
         progress: StepProgress,
     ):
         self.run, self.evaluation, self.deadline = run, evaluation, deadline
+        self.state, self.batches = position
         self.writer, self.progress = writer, progress
         self.rate = learning_rate(run.config.optimizer)
-
-    def train(self, position: Position) -> Generator[int]:
-        config, layout = self.run.config, self.run.layout
-        self.state, self.batches = position
         self.first = int(self.state.step)
+        self.out, self.last = run.config.out, run.config.optimizer.steps
+
+    def steps(self) -> Generator[int]:
+        """Yields the number of steps taken, after each of them."""
+        config, layout = self.run.config, self.run.layout
         self.progress.say("compiling")
         step_once = layout.spread(self.run.step, self.state)
         self.score = layout.reduce(self._sums)
@@ -115,7 +118,7 @@ class Session:
 
     def _steps(self, step_once: Any, profile: Profile) -> Generator[int]:
         config, late = self.run.config, None
-        for step in range(self.first + 1, config.optimizer.steps + 1):
+        for step in range(self.first + 1, self.last + 1):
             profile.before(step)
             batch = self._next()
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -143,7 +146,7 @@ class Session:
             )
         self._clock(step)
 
-    def finish(self) -> int:
+    def finish(self) -> None:
         """Evaluates, saves and prints what came out of it."""
         config, state = self.run.config, self.state
         found = self._evaluate() | {
@@ -160,11 +163,10 @@ class Session:
                 f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "
                 f"on {found['examples']} examples\nfiles: {config.out}"
             )
-        return 0
 
     def _after(self, step: int, metrics: Metrics) -> None:
         config = self.run.config
-        last = step == config.optimizer.steps
+        last = step == self.last
         if step % config.session.log_every == 0 or last:
             self._log(step, metrics)
         if step % config.eval_every == 0 and not last:

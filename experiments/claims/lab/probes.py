@@ -6,8 +6,9 @@ import numpy as np
 from jax import Array
 from scipy import stats
 
-from experiments.claims.lab.engine import Context, Model, View, cross_entropy
+from experiments.claims.lab.engine import cross_entropy
 from experiments.claims.lab.norms import Norm
+from experiments.claims.lab.plan import Context, Model, View
 
 
 def percentiles(model: Model, view: View) -> dict[str, Array]:

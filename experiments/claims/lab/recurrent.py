@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments.claims.lab.engine import Net
 from experiments.claims.lab.nets import weights
 from experiments.claims.lab.norms import MOMENTUM
+from experiments.claims.lab.plan import Net
 from jaxbn.variants.lstm import init_lstm, lstm
 from jaxbn.variants.timestep import SCALE
 

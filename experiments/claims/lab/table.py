@@ -72,11 +72,17 @@ class Table:
         return np.array(values, float)
 
     def reached(
-        self, arm: str, level: float, name: str = "test_accuracy", **choice: Any
+        self,
+        arm: str,
+        level: float,
+        name: str = "test_accuracy",
+        *,
+        along: str = "step",
+        **choice: Any,
     ) -> np.ndarray:
         """Returns the steps until `name` is at `level`, (starts,), or infinity."""
         above = self.series(arm, name, **choice) >= level
-        steps = self.series(arm, "step", **choice)[0]
+        steps = self.series(arm, along, **choice)[0]
         return np.where(above.any(1), steps[above.argmax(1)], np.inf)
 
     def last_step(self, arm: str, **choice: Any) -> float:
