@@ -68,15 +68,11 @@ def net(norm: str, kind: str) -> Net:
 
 def gains(table: Table) -> dict[str, np.ndarray]:
     """Returns what normalization adds in every combination, (starts,) each."""
-    found = {}
-    for kind in KINDS:
-        for n, name in enumerate(OPTIMIZERS):
-            bn, none = (
-                table.tuned(f"{norm} {kind}", "test_accuracy", optimizer=n)
-                for norm in ("bn", "none")
-            )
-            found[f"{kind}, {name}"] = bn - none
-    return found
+    return {
+        f"{kind}, {name}": table.gain(f"bn {kind}", f"none {kind}", optimizer=n)
+        for kind in KINDS
+        for n, name in enumerate(OPTIMIZERS)
+    }
 
 
 def worst(table: Table) -> np.ndarray:

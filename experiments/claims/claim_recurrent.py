@@ -70,9 +70,7 @@ def _rule(text: str, first: str, second: str, **options) -> Rule:
         claim="C12",
         text=text,
         effect=f"test accuracy, {first} minus {second}, tuned rates",
-        values=lambda t: (
-            t.tuned(first, "test_accuracy") - t.tuned(second, "test_accuracy")
-        ),
+        values=lambda t: t.gain(first, second),
         **{"least": 0.02, "scale": 0.05, **options},
     )
 

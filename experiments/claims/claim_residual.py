@@ -78,14 +78,6 @@ def at_start(arm: str, setting: Setting) -> list[Row]:
     ]
 
 
-def advantage(table: Table, arm: str, blocks: int) -> np.ndarray:
-    """Returns the test accuracy of an arm minus that of plain nets, best rates."""
-    one, plain = (
-        table.tuned(name, "test_accuracy", blocks=blocks) for name in (arm, "none")
-    )
-    return one - plain
-
-
 def draw(figure, table: Table) -> None:
     """Draws the accuracy of every net, and the branches before training."""
     left, right = figure.subplots(1, 2)
@@ -119,7 +111,9 @@ EXPERIMENT = Experiment(
             "Deep networks profit most",
             "advantage in test accuracy with 32 blocks minus with 4",
             0.05,
-            lambda t: advantage(t, "bn", DEEP) - advantage(t, "bn", SHALLOW),
+            lambda t: (
+                t.gain("bn", "none", blocks=DEEP) - t.gain("bn", "none", blocks=SHALLOW)
+            ),
             literature="supported",
         ),
         _rule(
@@ -127,7 +121,7 @@ EXPERIMENT = Experiment(
             "Batch normalization beats starting branches at zero",
             "test accuracy with 32 blocks, bn minus skip init",
             0.01,
-            lambda t: advantage(t, "bn", DEEP) - advantage(t, "skip init", DEEP),
+            lambda t: t.gain("bn", "skip init", blocks=DEEP),
         ),
         _rule(
             "C20b",

@@ -1,9 +1,12 @@
 """Says what a run was made with: versions, devices, commit; no host name, no path."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,18 @@ def is_that_of(path: Path) -> bool:
         return records.read(path, dict[str, Any]) == describe()
     except records.DamagedError:
         return False
+
+
+@functools.cache
+def sources(*packages: str) -> str:
+    """Returns a hash of the modules of packages; a commit changes with other files."""
+    found = hashlib.sha256()
+    for package in packages:
+        folder = Path(str(sys.modules[package].__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder).as_posix()
+            found.update(name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

@@ -1,12 +1,12 @@
 """Files with the arrays of a network, beside the checkpoints of a run."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors  # noqa: F401  missing when a command begins, not when it ends
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.common import files
 from experiments.common.errors import UserError, writing
@@ -61,7 +61,9 @@ def _in_use(path: Path) -> bool:
 def write_tree(path: Path, tree: Any) -> None:
     """Writes nested dictionaries of arrays as a safetensors file, all or nothing."""
     with writing(path.parent, option="--to"), files.replacing(path) as new:
-        write_safetensors(new, {"/".join(k): np.asarray(v) for k, v in _flat(tree)})
+        write_safetensors(
+            new, {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
+        )
 
 
 def read_tree(path: Path, *, like: Any) -> Any:
@@ -76,7 +78,7 @@ def read_tree(path: Path, *, like: Any) -> Any:
         raise UserError(
             f"'{path}' must be a file with running statistics: {error} {_MAKE}"
         ) from error
-    wanted = {"/".join(key): leaf for key, leaf in _flat(like)}
+    wanted = flatten_dict(like, sep="/")
     if found.keys() != wanted.keys():
         raise UserError(
             f"'{path}' must have the statistics of this network, but has others. "
@@ -84,7 +86,8 @@ def read_tree(path: Path, *, like: Any) -> Any:
         )
     for name, leaf in wanted.items():
         _check(path, name, found[name], leaf)
-    return _filled(like, found, ())
+    arrays = {name: jnp.asarray(found[name]) for name in wanted}
+    return unflatten_dict(arrays, sep="/")
 
 
 def _check(path: Path, name: str, found: np.ndarray, like: Any) -> None:
@@ -98,17 +101,3 @@ def _check(path: Path, name: str, found: np.ndarray, like: Any) -> None:
         raise UserError(
             f"'{path}' must have no negative {name}, got {found.min():.3g}. {_MAKE}"
         )
-
-
-def _flat(tree: Any, path: tuple[str, ...] = ()):
-    if not isinstance(tree, Mapping):
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, (*path, str(key)))
-
-
-def _filled(like: Any, found: dict[str, np.ndarray], path: tuple[str, ...]) -> Any:
-    if not isinstance(like, Mapping):
-        return jnp.asarray(found["/".join(path)])
-    return {k: _filled(v, found, (*path, str(k))) for k, v in like.items()}

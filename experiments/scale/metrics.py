@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -72,12 +71,7 @@ class Writer:
                     self._open(name)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         # What ends the run must not be hidden by a buffer that cannot be written.
         hidden = contextlib.suppress(OSError) if error else contextlib.nullcontext()
         with (

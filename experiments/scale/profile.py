@@ -1,7 +1,6 @@
 """A trace of some steps, for XProf."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -24,12 +23,7 @@ class Profile:
     def __enter__(self) -> "Profile":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         self._stop()
 
     def before(self, step: int) -> None:

@@ -37,7 +37,7 @@ def load_run(out: Path) -> tuple[ScaleConfig, Network, Variables]:
         data_devices=1,
         axis_name=None,
     )
-    step = Step(network, make_optimizer(config.optimizer), 1, 0.0, 1)
+    step = Step(network, make_optimizer(config.optimizer), 1)
     state = checkpoint.read_newest(identity(config), _on_one_device(step)).state
     return config, network, Variables(state.params, state.batch_stats)
 

@@ -68,8 +68,8 @@ class Step:
     network: Network
     tx: optax.GradientTransformation
     batch_size: int
-    label_smoothing: float
-    stop_after: int
+    label_smoothing: float = 0.0
+    stop_after: int = 10
     axis_name: str | None = None
     sum_gradients: bool = False
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from scipy import stats
 
@@ -80,26 +81,21 @@ def smoothness(model: Model, view: View, *, distances: np.ndarray) -> dict[str, 
         return cross_entropy(logits, view.labels[view.batch])
 
     here = jax.grad(loss)(model.params)
-    size = norm(here)
+    size = optax.global_norm(here)
 
     def at(distance):
         there = jax.tree.map(lambda p, g: p - distance * g, model.params, here)
         value, gradient = jax.value_and_grad(loss)(there)
-        change = norm(jax.tree.map(jnp.subtract, gradient, here))
+        change = optax.global_norm(jax.tree.map(jnp.subtract, gradient, here))
         return value, change / (distance * size)
 
     values, ratios = jax.lax.map(at, jnp.asarray(distances, jnp.float32))
-    weights = norm(model.params["dense"])
+    weights = optax.global_norm(model.params["dense"])
     return {
         "smoothness": ratios.max(),
         "scale_free": ratios.max() * weights**2,
         "loss_range": values.max() - values.min(),
     }
-
-
-def norm(tree) -> Array:
-    """Returns the Euclidean norm of all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def gradient_norms(norm: Norm, key: Array, *, width: int, layers: int) -> Array:
