@@ -4,7 +4,6 @@ Inputs: float32, 4,096 rows of 64 channels for each mean, standard deviation 1, 
 to 1e5. Every library with its defaults and epsilon 1e-5.
 """
 
-import importlib.metadata
 import math
 from functools import partial
 
@@ -16,6 +15,7 @@ import jaxbn
 from experiments.bench import main as bench
 from experiments.bench import peers
 from experiments.bench.cases import Case
+from experiments.common import environment
 from experiments.common.tables import markdown
 
 RATIOS = (0.0, 1.0, 2.0, 3.5, 5.0, 10.0, 1e2, 1e3, 1e4, 1e5)
@@ -39,7 +39,8 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     header = ["mean / std", *(f"{ratio:g}" for ratio in RATIOS)]
     rows = [[name, *map(_figure, values)] for name, values in errors.items()]
     finite = {n: [e if e == e else None for e in v] for n, v in errors.items()}
-    record = {"ratios": RATIOS, "errors": finite, "versions": _versions()}
+    versions = {name: environment.version(name) for name in DISTRIBUTIONS}
+    record = {"ratios": RATIOS, "errors": finite, "versions": versions}
     return record, markdown(header, rows)
 
 
@@ -78,12 +79,3 @@ def first(result) -> np.ndarray:
 
 def _figure(error: float) -> str:
     return "NaN" if math.isnan(error) else f"{error:.0e}"
-
-
-def _versions() -> dict[str, str]:
-    """The versions of the libraries compared."""
-    return {
-        d.metadata["Name"].lower(): d.version
-        for d in importlib.metadata.distributions()
-        if d.metadata["Name"].lower() in DISTRIBUTIONS
-    }

@@ -72,8 +72,7 @@ def training(net, state):
 def inference(net, state):
     """Returns the logits with running statistics."""
 
-    def logits(params, x, labels):
-        del labels
+    def logits(params, x, _labels):
         context = Context(False, jax.random.key(0), {})
         return net.apply(params, state, x, context)[0]
 

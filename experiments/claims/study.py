@@ -16,6 +16,7 @@ import tyro
 from experiments.claims import chosen
 from experiments.claims.lab import schema, splits, store
 from experiments.claims.lab.experiment import Experiment, Setting
+from experiments.claims.lab.page import number
 from experiments.common import checksums, environment, records, remembered
 from experiments.common.errors import MAKE_ROOM, UserError, again, writing
 from experiments.common.files import check_new
@@ -108,10 +109,8 @@ def table(verdicts: dict) -> str:
     """Returns the verdicts as a table for the terminal."""
     lines = []
     for row in verdicts["verdicts"]:
-        numbers = [row[key] for key in ("mean", "low", "high")]
-        shown = "" if None in numbers else "{:.3g} [{:.3g}, {:.3g}]".format(*numbers)
         names = ("claim", "verdict", "literature")
-        lines.append([*(row[name] for name in names), shown, row["text"]])
+        lines.append([*(row[name] for name in names), number(row), row["text"]])
     return aligned(["claim", "measured", "literature", "effect [95 %]", "text"], lines)
 
 

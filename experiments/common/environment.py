@@ -37,7 +37,7 @@ def describe() -> dict:
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "jaxbn": jaxbn.__version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES},
         "backend": jax.default_backend(),
         "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
@@ -86,7 +86,8 @@ def sources(*packages: str) -> str:
     return found.hexdigest()[:16]
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Returns the version of a distribution, None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

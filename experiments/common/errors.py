@@ -59,12 +59,6 @@ def again(command: str, *options: object) -> str:
     return shlex.join(["python", "-m", "experiments", command, "--resume", *own])
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the message of `error` on one line, short and without a period."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200].rstrip(".")
-
-
 def first_line(error: BaseException) -> str:
     """Returns the first line of the message of `error`, short and without a period."""
     text = str(error).strip() or type(error).__name__

@@ -9,5 +9,5 @@ layout, step       where arrays lie; one training step, in any layout
 processes, preemption    several processes; one that is lost, one that must end
 checkpoint, metrics, memory    what a run leaves behind
 train, session     the command, and the loop
-saved, arrays, evaluate, recalibrate, fold, export    what is done with a run
+arrays, evaluate, recalibrate, fold, export    what is done with a run
 """

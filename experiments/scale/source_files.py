@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.common import idx
-from experiments.common.errors import UserError, one_line
+from experiments.common.errors import UserError, first_line
 from experiments.scale import config, images
 
 Split = Literal["train", "eval"]
@@ -76,7 +76,7 @@ def cifar_binary(data: config.Data, split: Split) -> Arrays:
             records = np.memmap(path, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
         except OSError as error:
             raise UserError(
-                f"`{path}` must be a readable file, got: {one_line(error)}. Copy it "
+                f"`{path}` must be a readable file, got: {first_line(error)}. Copy it "
                 "again."
             ) from error
         if records[:, 0].max() > 9:
@@ -152,7 +152,7 @@ def array_record(data: config.Data, split: Split) -> ArrayRecords:
     except Exception as error:
         raise UserError(
             f"`{data.data_dir}/{pattern}` must be whole ArrayRecord files, got: "
-            f"{one_line(error)}. Write them again."
+            f"{first_line(error)}. Write them again."
         ) from error
     return ArrayRecords(records, data.channels, f"{data.data_dir}/{pattern}")
 
@@ -215,7 +215,7 @@ def reading(what: str, advice: str) -> Iterator[None]:
         yield
     except Exception as error:  # of a library, which may raise anything
         raise UserError(
-            f"{what} must be an image and its label, got: {one_line(error)}. {advice}"
+            f"{what} must be an image and its label, got: {first_line(error)}. {advice}"
         ) from error
 
 
@@ -234,5 +234,5 @@ def _array_record(part: str) -> Any:
     except ImportError as error:
         raise UserError(
             "`--source arrayrecord` must find the package array_record, but there is "
-            f'{one_line(error)}. Install it: pip install "jaxbn[data]".'
+            f'{first_line(error)}. Install it: pip install "jaxbn[data]".'
         ) from error

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.common.errors import UserError, one_line
+from experiments.common.errors import UserError, first_line
 from experiments.scale import config, images, source_files
 from experiments.scale.source_files import Split, inside, reading
 
@@ -132,7 +132,7 @@ def _tfds(data: config.Data, split: Split) -> Source:
     except Exception as error:
         raise UserError(
             f"`--dataset` must be a data set that TFDS has prepared for random access, "
-            f"got {name!r} in {data.data_dir}: {one_line(error)}. Prepare it with "
+            f"got {name!r} in {data.data_dir}: {first_line(error)}. Prepare it with "
             f"tfds build {name} --file_format=array_record."
         ) from error
     keys = info.supervised_keys or ("image", "label")
@@ -151,7 +151,7 @@ def _hf(data: config.Data, split: Split) -> Source:
     except Exception as error:
         raise UserError(
             "`--data-dir` or `--dataset` must name a data set of Hugging Face, got "
-            f"{data.data_dir or data.dataset}: {one_line(error)}. Write one with "
+            f"{data.data_dir or data.dataset}: {first_line(error)}. Write one with "
             "DatasetDict.save_to_disk, or pass the name of one on the hub."
         ) from error
     what = f"`--source hf` {data.data_dir or data.dataset}"
@@ -198,7 +198,7 @@ def _library(module: str, extra: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"`--source {extra}` must find the package {module}, but there is "
-            f'{one_line(error)}. Install it: pip install "jaxbn[{extra}]".'
+            f'{first_line(error)}. Install it: pip install "jaxbn[{extra}]".'
         ) from error
 
 

@@ -1,7 +1,6 @@
 """Compiles the programs that are wanted and keeps what is found after each of them."""
 
 import functools
-import importlib.metadata
 import json
 import sys
 import time
@@ -50,9 +49,9 @@ def made_by(program: Program) -> dict[str, Any]:
 
 
 @functools.cache
-def _versions(chip: devices.Chip) -> dict[str, str]:
+def _versions(chip: devices.Chip) -> dict[str, str | None]:
     names = ("jax", "jaxlib", "flax", chip.compiler)
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: environment.version(name) for name in names}
 
 
 def compile_all(wanted: list[Program], store: Store, *, again: bool) -> None:

@@ -14,18 +14,14 @@ from experiments.claims.lab.plan import Context, Model, View
 
 def percentiles(model: Model, view: View) -> dict[str, Array]:
     """Returns the spread of the last hidden unit's input over the validation rows."""
-    rows = view.inputs[view.validation]
-    context = view.context._replace(train=False)
-    taps = view.net.apply(model.params, model.state, rows, context)[2]
+    taps = _taps(model, view)
     found = jnp.percentile(taps[-1][:, 0], jnp.array([15, 50, 85]))
     return {"p15": found[0], "p50": found[1], "p85": found[2]}
 
 
 def dead_units(model: Model, view: View) -> dict[str, Array]:
     """Returns the share of units that are zero on all validation rows."""
-    rows = view.inputs[view.validation]
-    context = view.context._replace(train=False)
-    taps = view.net.apply(model.params, model.state, rows, context)[2]
+    taps = _taps(model, view)
     return {"dead": jnp.mean(jnp.stack([(tap <= 0).all(0) for tap in taps]))}
 
 
@@ -50,9 +46,7 @@ def distributions(model: Model, view: View) -> dict[str, Array]:
     again = jax.grad(loss, has_aux=True)(moved)[0]
     before, after = gradient["dense"][0], again["dense"][0]
     size = jnp.linalg.norm(before) + 1e-12
-    calm = view.context._replace(train=False)
-    rows = view.inputs[view.validation]
-    shown = view.net.apply(model.params, model.state, rows, calm)[2][-1]
+    shown = _taps(model, view)[-1]
     standard = (last - last.mean(0)) / (last.std(0) + 1e-8)
     return {
         "inputs": last[:, :16],
@@ -60,6 +54,13 @@ def distributions(model: Model, view: View) -> dict[str, Array]:
         "normalized": standard.reshape(-1),
         "gradient_shift": jnp.linalg.norm(after - before) / size,
     }
+
+
+def _taps(model: Model, view: View) -> list[Array]:
+    """The inputs of all activations for the validation rows."""
+    rows = view.inputs[view.validation]
+    context = view.context._replace(train=False)
+    return view.net.apply(model.params, model.state, rows, context)[2]
 
 
 def looks_normal(inputs: np.ndarray) -> np.ndarray:
