@@ -14,6 +14,8 @@ Command: python -m experiments run residual --preset quick
 Runtime: quick about 100 s on two busy cores (standard: twice that).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,9 +84,9 @@ def draw(figure, table: Table) -> None:
     """Draws the accuracy of every net, and the branches before training."""
     left, right = figure.subplots(1, 2)
     groups = {
-        f"{arm}, {blocks}": table.tuned(arm, "test_accuracy", blocks=blocks)
+        f"{arm}, {blocks}": values
         for arm in ARMS[:3]
-        for blocks in dict.fromkeys(cell["blocks"] for cell in table.cells(arm))
+        for blocks, values in table.over(arm, "blocks").items()
     }
     figures.strips(left, groups, label="test accuracy, best rate")
     for arm in ARMS[3:]:
@@ -94,9 +96,7 @@ def draw(figure, table: Table) -> None:
     right.set_ylabel("variance of branch / skip")
 
 
-def _rule(claim: str, text: str, effect: str, least: float, values, **options) -> Rule:
-    common = {"scale": 0.1}
-    return Rule(claim, text, effect, least, values=values, **{**common, **options})
+_rule = partial(Rule, scale=0.1)
 
 
 EXPERIMENT = Experiment(
@@ -111,7 +111,7 @@ EXPERIMENT = Experiment(
             "Deep networks profit most",
             "advantage in test accuracy with 32 blocks minus with 4",
             0.05,
-            lambda t: (
+            values=lambda t: (
                 t.gain("bn", "none", blocks=DEEP) - t.gain("bn", "none", blocks=SHALLOW)
             ),
             literature="supported",
@@ -121,14 +121,14 @@ EXPERIMENT = Experiment(
             "Batch normalization beats starting branches at zero",
             "test accuracy with 32 blocks, bn minus skip init",
             0.01,
-            lambda t: t.gain("bn", "skip init", blocks=DEEP),
+            values=lambda t: t.gain("bn", "skip init", blocks=DEEP),
         ),
         _rule(
             "C20b",
             "Normalized branches start ever smaller",
             "minus the log-log slope of branch over skip against the block",
             0.8,
-            lambda t: -t.values("bn start", "slope"),
+            values=lambda t: -t.values("bn start", "slope"),
         ),
     ),
     draw=draw,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from msgspec import Meta
 
 from experiments.claims import chosen
 from experiments.claims.lab import schema, splits, store
@@ -22,6 +23,7 @@ from experiments.common.errors import MAKE_ROOM, UserError, again, writing
 from experiments.common.files import check_new
 from experiments.common.interrupt import Interrupt
 from experiments.common.lock import locked
+from experiments.common.options import Positive, Seed, check_limits
 from experiments.common.progress import StepProgress
 from experiments.common.tables import aligned
 from experiments.common.workers import Workers
@@ -37,15 +39,15 @@ class RunConfig:
     """Experiments, or `all`."""
     preset: Literal["smoke", "quick", "standard"] = "quick"
     """smoke: does it run; quick: 5 starts; standard: 10 starts."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of splits, weights, batches and noise."""
     out: Path = Path("runs/claims")
     """Directory of the run, new or empty unless `--resume` is given."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, Meta(gt=0)] = None
     """Begin nothing new after so many minutes; what finished is kept."""
     data_dir: Path | None = None
     """Directory with the IDX files of MNIST, for `convergence`. Default: digits."""
-    jobs: int = 2
+    jobs: Positive = 2
     """Arms measured at the same time; the numbers do not depend on it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in `--out` with the options it began with."""
@@ -53,7 +55,8 @@ class RunConfig:
 
 def main(config: RunConfig) -> int:
     """Runs the experiments, writes and prints the verdicts, returns the exit code."""
-    wanted = _checked(config)
+    check_limits(config)
+    wanted = chosen(config.names)
     with locked(config.out):
         if config.resume:
             _check_unchanged(config)
@@ -112,24 +115,6 @@ def table(verdicts: dict) -> str:
         names = ("claim", "verdict", "literature")
         lines.append([*(row[name] for name in names), number(row), row["text"]])
     return aligned(["claim", "measured", "literature", "effect [95 %]", "text"], lines)
-
-
-def _checked(config: RunConfig) -> list[Experiment]:
-    if not 0 <= config.seed < 2**32:
-        raise UserError(
-            f"`--seed` must be at least 0 and below 2**32, got {config.seed}. "
-            "Pass another number."
-        )
-    limit = config.max_minutes
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
-        raise UserError(
-            f"`--max-minutes` must be positive, got {limit}. Pass a number like 10."
-        )
-    if config.jobs < 1:
-        raise UserError(
-            f"`--jobs` must be at least 1, got {config.jobs}. Pass the number of cores."
-        )
-    return chosen(config.names)
 
 
 def _begin(config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from experiments.collectives import cost, hlo
 from experiments.collectives.table import table, times
 from experiments.common import environment, files
 from experiments.common.errors import UserError
+from experiments.common.options import Positive, check_limits
 from experiments.scale import config as scale_config
 from experiments.scale.layout import Layout, make_layout, simulated
 from experiments.scale.network import make_network
@@ -40,7 +41,7 @@ class CollectivesConfig:
     """Type that the network computes in."""
     parallel: Literal["jit", "explicit", "shard_map"] = "jit"
     """How the step is spread over the devices."""
-    examples: int = 2
+    examples: Positive = 2
     """Examples of each device."""
     out: Path = field(default=Path("runs/collectives"))
     """Directory of the results."""
@@ -205,12 +206,9 @@ def _count(found: list[hlo.Collective], kind: str) -> int:
 
 
 def _check(config: CollectivesConfig) -> None:
+    check_limits(config)
     if not config.devices or min(config.devices) < 2:
         raise UserError(
             f"`--devices` must be numbers of at least 2, got {config.devices}. Pass "
             "for example --devices 8 64."
-        )
-    if config.examples < 1:
-        raise UserError(
-            f"`--examples` must be positive, got {config.examples}. Pass 2."
         )

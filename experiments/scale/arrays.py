@@ -13,10 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from experiments.common import checkpoint, files
 from experiments.common.errors import UserError, writing
 from experiments.scale.config import Devices, ScaleConfig, Session
-from experiments.scale.identity import identity
 from experiments.scale.network import Network, Variables, make_network
 from experiments.scale.optimizer import make_optimizer
-from experiments.scale.options import stored
+from experiments.scale.options import identity, stored
 from experiments.scale.step import Step
 from jaxbn.interop import read_safetensors, write_safetensors
 

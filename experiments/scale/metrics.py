@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from experiments.common import files, records
-from experiments.common.errors import MAKE_ROOM, UserError, writing
+from experiments.common.errors import MAKE_ROOM, package, writing
 
 _NAMES = ("metrics", "speed")
 _Row = dict[str, int | float | None]
@@ -151,13 +151,6 @@ def _put_aside(path: Path, damage: str) -> None:
 
 
 def _board(out: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"`--tensorboard` must find its package, but there is {error}. "
-            'Install it: pip install "jaxbn[tensorboard]".'
-        ) from error
-    return SummaryWriter(
-        str(out / "tensorboard"), purge_step=step + 1 if step else None
-    )
+    library = package("tensorboardX", what="`--tensorboard`", extra="tensorboard")
+    purge = step + 1 if step else None
+    return library.SummaryWriter(str(out / "tensorboard"), purge_step=purge)

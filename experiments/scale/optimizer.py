@@ -4,6 +4,7 @@ import optax
 
 import jaxbn.optim
 from experiments.common.errors import UserError
+from experiments.common.options import check_limits
 from experiments.scale import config
 
 
@@ -61,22 +62,9 @@ def make_optimizer(options: config.Optimizer) -> optax.GradientTransformation:
 
 
 def _check(options: config.Optimizer) -> None:
-    if options.batch_size < 1 or options.steps < 1:
-        name = "steps" if options.steps < 1 else "batch-size"
-        number = min(options.steps, options.batch_size)
-        raise UserError(f"`--{name}` must be positive, got {number}. Pass at least 1.")
-    if not 0 <= options.warmup_steps <= options.steps:
+    check_limits(options)
+    if options.warmup_steps > options.steps:
         raise UserError(
-            f"`--warmup-steps` must be in [0, {options.steps}], the number of steps, "
+            f"`--warmup-steps` must be at most {options.steps}, the number of steps, "
             f"got {options.warmup_steps}. Pass fewer, or more `--steps`."
         )
-    if not 0 <= options.momentum < 1:
-        raise UserError(
-            f"`--momentum` must be in [0, 1), got {options.momentum}. Pass 0.9."
-        )
-    for name in ("lr", "lr_batch_size", "weight_decay"):
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise UserError(
-                f"`--{name.replace('_', '-')}` must be finite and not negative, got "
-                f"{getattr(options, name)}. Pass 0 to switch it off."
-            )

@@ -1,44 +1,17 @@
 """Checks the options, and remembers those of a run in its `config.json`."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
-from experiments.common import errors, records, remembered
-from experiments.common.errors import UserError
-from experiments.common.options import flag
-from experiments.scale.config import CONFIGS, ScaleConfig
+import msgspec
 
-_LEAST = {
-    "image_size": 1,
-    "channels": 1,
-    "classes": 2,
-    "fake_train_examples": 1,
-    "fake_eval_examples": 1,
-    "loader_threads": 0,
-    "batch_size": 1,
-    "lr_batch_size": 0,
-    "warmup_steps": 0,
-    "steps": 1,
-    "model_devices": 1,
-    "processes": 1,
-    "process_id": 0,
-    "process_timeout": 1,
-    "phase_timeout": 1,
-    "cpu_devices": 1,
-    "checkpoint_every": 1,
-    "keep": 2,
-    "log_every": 1,
-    "seed": 0,
-    "eval_every": 1,
-    "stop_after_nonfinite": 1,
-    "momentum": 0,
-    "weight_decay": 0,
-    "label_smoothing": 0,
-    "bn_momentum": 0,
-}
-_BELOW_ONE = ("momentum", "label_smoothing", "bn_momentum")
+from experiments.common import checkpoint, errors, records, remembered
+from experiments.common.errors import UserError
+from experiments.common.options import check_limits, flag
+from experiments.scale.config import CONFIGS, ScaleConfig
+from experiments.scale.metrics import Written
+
 # What a session may change without making it another run; some of it is remembered.
 _FREE = {
     "session": ("checkpoint_every", "keep", "log_every"),
@@ -55,25 +28,7 @@ def check(config: ScaleConfig) -> None:
             f"`--config` must be one of {known}, got {config.config!r}. "
             "Pass one of them."
         )
-    options = flat(config)
-    for name, least in _LEAST.items():
-        value = options[name]
-        if value is not None and not value >= least:
-            raise UserError(
-                f"`{flag(name)}` must be at least {least}, got {value}. "
-                "Pass a larger number."
-            )
-    for name in _BELOW_ONE:
-        if not options[name] < 1:
-            raise UserError(
-                f"`{flag(name)}` must be below 1, got {options[name]}. "
-                "Pass a smaller number."
-            )
-    if not (math.isfinite(config.optimizer.lr) and config.optimizer.lr > 0):
-        raise UserError(
-            f"`--lr` must be positive and finite, got {config.optimizer.lr}. "
-            "Pass a number like 0.1."
-        )
+    check_limits(config)
     if config.devices.model_devices > 1 and config.devices.parallel != "jit":
         raise UserError(
             "`--model-devices` must be 1 with `--parallel "
@@ -205,3 +160,22 @@ def _as_default(config: ScaleConfig) -> ScaleConfig:
     # The command line is read once more on top of it, `--resume` included.
     session = dataclasses.replace(config.session, resume=False)
     return dataclasses.replace(config, session=session)
+
+
+class Beside(msgspec.Struct):
+    """What a checkpoint holds beside the arrays.
+
+    Attributes:
+        stream: position in the training data.
+        group: examples that share statistics, None for the whole batch.
+        files: what the files of metrics held.
+    """
+
+    stream: dict[str, Any]
+    group: int | None
+    files: dict[str, Written]
+
+
+def identity(config: ScaleConfig) -> checkpoint.Identity[Beside]:
+    """Returns which run the checkpoints in `config.out` must be of."""
+    return checkpoint.Identity(config.out, fingerprint(config), Beside)

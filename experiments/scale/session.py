@@ -13,16 +13,15 @@ from experiments.common.progress import StepProgress
 from experiments.scale import pipeline
 from experiments.scale.config import ScaleConfig
 from experiments.scale.deadline import Deadline
-from experiments.scale.identity import Beside, identity
 from experiments.scale.layout import Layout
 from experiments.scale.memory import process_peak_bytes, report
 from experiments.scale.metrics import Writer
 from experiments.scale.network import Variables
 from experiments.scale.optimizer import learning_rate
-from experiments.scale.options import profiled_steps
+from experiments.scale.options import Beside, identity, profiled_steps
 from experiments.scale.profile import Profile
 from experiments.scale.sources import Source, open_source
-from experiments.scale.step import Metrics, Step, TrainState, evaluate
+from experiments.scale.step import Metrics, Step, Sums, TrainState, evaluate, means
 
 RESULTS = ("summary.json", "metrics.jsonl", "speed.jsonl")
 """Files that stay as they are when a run has taken all of its steps."""
@@ -212,19 +211,15 @@ class Session:
             )
 
     def _evaluate(self) -> dict[str, Any]:
-        totals = [0.0, 0, 0]
         with self.deadline.phase("evaluating"):
-            for rows in self.evaluation:
-                sums = self.score(self.state, self.run.layout.put_batch(rows))
-                totals = [t + s.item() for t, s in zip(totals, sums, strict=True)]
-                self.deadline.beat("a batch of the evaluation")
-        loss, right, examples = totals
+            found = means(map(self._score, self.evaluation))
         self._clock(int(self.state.step))
-        return {
-            "loss": loss / examples,
-            "accuracy": right / examples,
-            "examples": examples,
-        }
+        return found
+
+    def _score(self, rows: dict) -> Sums:
+        sums = self.score(self.state, self.run.layout.put_batch(rows))
+        self.deadline.beat("a batch of the evaluation")
+        return sums
 
     def _sums(self, state: TrainState, batch: dict) -> Any:
         variables = Variables(state.params, state.batch_stats)

@@ -1,7 +1,6 @@
 """Data sets in files of this machine: CIFAR, MNIST and ArrayRecord."""
 
 import contextlib
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.common import idx
-from experiments.common.errors import UserError, first_line
+from experiments.common.errors import UserError, first_line, package
 from experiments.scale import config, images
 
 Split = Literal["train", "eval"]
@@ -229,10 +228,5 @@ def _existing(path: Path, source: str) -> Path:
 
 
 def _array_record(part: str) -> Any:
-    try:
-        return importlib.import_module(f"array_record.python.array_record_{part}")
-    except ImportError as error:
-        raise UserError(
-            "`--source arrayrecord` must find the package array_record, but there is "
-            f'{first_line(error)}. Install it: pip install "jaxbn[data]".'
-        ) from error
+    name = f"array_record.python.array_record_{part}"
+    return package(name, what="`--source arrayrecord`", extra="data")

@@ -5,14 +5,13 @@ downloaded but by `hf` without `--data-dir`.
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.common.errors import UserError, first_line
+from experiments.common.errors import UserError, first_line, package
 from experiments.scale import config, images, source_files
 from experiments.scale.source_files import Split, inside, reading
 
@@ -120,7 +119,7 @@ class Table:
 
 
 def _tfds(data: config.Data, split: Split) -> Source:
-    library = _library("tensorflow_datasets", "tfds")
+    library = package("tensorflow_datasets", what="`--source tfds`", extra="tfds")
     name, split_name = _dataset(data), "train"
     try:
         info = library.builder(name, data_dir=data.data_dir).info
@@ -140,7 +139,7 @@ def _tfds(data: config.Data, split: Split) -> Source:
 
 
 def _hf(data: config.Data, split: Split) -> Source:
-    library = _library("datasets", "hf")
+    library = package("datasets", what="`--source hf`", extra="hf")
     try:
         if data.data_dir is not None:
             splits = library.load_from_disk(str(data.data_dir))
@@ -190,16 +189,6 @@ def _key(names: list[str], wanted: tuple[str, ...], what: str) -> str:
         f"{what} must have a column named one of {list(wanted)}, got {sorted(names)}. "
         "Rename the column."
     )
-
-
-def _library(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"`--source {extra}` must find the package {module}, but there is "
-            f'{first_line(error)}. Install it: pip install "jaxbn[{extra}]".'
-        ) from error
 
 
 def _dataset(data: config.Data) -> str:

@@ -17,7 +17,6 @@ from experiments.common.progress import StepProgress
 from experiments.scale import agreement, connection
 from experiments.scale.config import CONFIGS, ScaleConfig
 from experiments.scale.deadline import Deadline
-from experiments.scale.identity import identity
 from experiments.scale.layout import make_layout
 from experiments.scale.metrics import Writer, Written
 from experiments.scale.network import ghost_batch_size, make_network
@@ -26,6 +25,7 @@ from experiments.scale.options import (
     again,
     check,
     check_unchanged,
+    identity,
     placement,
     stored,
     to_json,

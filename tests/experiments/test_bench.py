@@ -60,7 +60,7 @@ def test_a_folded_net_gives_the_same_in_the_benchmark():
 
 def test_a_batch_of_nothing_is_refused(tmp_path, capsys):
     assert command.main(["bench", "memory", "--batch", "0"]) == 2
-    assert "`--batch` must be positive, got 0." in capsys.readouterr().err
+    assert "`--batch` must be at least 1, got 0." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])

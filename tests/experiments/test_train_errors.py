@@ -24,9 +24,9 @@ def assert_refused(code, capsys, *parts):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ("--lr -1", "`--lr` must be positive and finite, got -1.0."),
-        ("--lr nan", "`--lr` must be positive and finite, got nan."),
-        ("--lr inf", "`--lr` must be positive and finite, got inf."),
+        ("--lr -1", "`--lr` must be above 0, got -1.0."),
+        ("--lr nan", "`--lr` must be finite, got nan."),
+        ("--lr inf", "`--lr` must be finite, got inf."),
         ("--steps 0", "`--steps` must be at least 1, got 0."),
         ("--steps 3000000000", "`--steps` must be at most 2147483647, got 3000000000."),
         ("--steps 1.5", "--steps"),

@@ -1,5 +1,6 @@
 """Compiles the programs that are wanted and keeps what is found after each of them."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -72,16 +73,8 @@ def compile_all(wanted: list[Program], store: Store, *, again: bool) -> None:
 
 def described(program: Program) -> dict[str, Any]:
     """Returns what a record says of its program."""
-    return {
-        "chip": program.chip,
-        "kind": program.kind,
-        "type": program.dtype,
-        "shape": list(program.shape),
-        "activation": program.activation,
-        "devices": program.devices,
-        "parallel": program.parallel,
-        "norm": program.norm,
-    }
+    fields = dataclasses.asdict(program) | {"shape": list(program.shape)}
+    return {"type" if name == "dtype" else name: fields[name] for name in fields}
 
 
 def say(line: str) -> None:

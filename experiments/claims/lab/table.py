@@ -57,6 +57,13 @@ class Table:
         """Returns `metric` of every start in the best cell."""
         return self.values(arm, metric, **self.best(arm, by, **choice))
 
+    def over(
+        self, arm: str, number: str, metric: str = "test_accuracy"
+    ) -> dict[Any, np.ndarray]:
+        """Returns `metric` of every start in the best cell of each `number`."""
+        values = dict.fromkeys(cell[number] for cell in self.cells(arm))
+        return {v: self.tuned(arm, metric, **{number: v}) for v in values}
+
     def gain(
         self, first: str, second: str, metric: str = "test_accuracy", **choice: Any
     ) -> np.ndarray:
