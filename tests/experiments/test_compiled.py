@@ -40,7 +40,7 @@ def compiled(monkeypatch):
 
     monkeypatch.setattr(programs, "measured", measured)
     monkeypatch.setattr(devices, "check", lambda chips: None)
-    monkeypatch.setattr(run.importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(run.environment, "version", lambda name: "1.0")
     monkeypatch.setattr(bench, "_has", lambda variables: True)
     return names
 

@@ -228,9 +228,7 @@ def test_statistics_are_written_and_read(tmp_path):
         ("count", np.float32([-1] * 16), "must have no negative .*norm/count, got -1"),
     ],
 )
-def test_statistics_that_no_data_have_are_refused(
-    tmp_path, monkeypatch, leaf, values, message
-):
+def test_statistics_that_no_data_have_are_refused(tmp_path, leaf, values, message):
     _, variables = made()
     found = jax.tree.map(np.asarray, variables.batch_stats)
     found["stem_norm"][leaf] = values
