@@ -1,5 +1,6 @@
 """Checks the options, and remembers those of a run in its `config.json`."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -134,26 +135,18 @@ def _decisive(config: ScaleConfig) -> dict[str, Any]:
 
 def named(arguments: list[str]) -> str | None:
     """Returns the configuration that a command line names, itself or by its run."""
-    if (name := _given(arguments, "--config")) is not None:
-        return name
-    out = _given(arguments, "--out")
-    if "--resume" not in arguments or out is None:
-        return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    parser.add_argument("--out", nargs="?", type=Path)
+    parser.add_argument("--resume", nargs="?", const="yes")
+    given, _ = parser.parse_known_args(arguments)
+    if given.config or not given.resume or not given.out:
+        return given.config
     try:
-        content = records.read(Path(out) / "config.json", remembered.Options)
+        content = records.read(given.out / "config.json", remembered.Options)
         return str(content["config"])
     except (records.DamagedError, KeyError):
         return None
-
-
-def _given(arguments: list[str], option: str) -> str | None:
-    """The value of an option, written `--option VALUE` or `--option=VALUE`."""
-    for n, word in enumerate(arguments):
-        if word == option and n + 1 < len(arguments):
-            return arguments[n + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
 
 
 def _as_default(config: ScaleConfig) -> ScaleConfig:
