@@ -14,62 +14,13 @@ import jaxbn.nnx
 from experiments.bench import main as bench
 from experiments.bench.turns import in_turns
 from experiments.common.tables import markdown
+from experiments.nets.resnet import Layers, NnxResNet
 
 
-class Block(nnx.Module):
-    """A bottleneck of ResNet-50 v1.5."""
-
-    def __init__(self, inputs: int, features: int, stride: int, *, rngs: nnx.Rngs):
-        def layer(inputs, outputs, size, stride=1):
-            conv = nnx.Conv(
-                inputs,
-                outputs,
-                (size, size),
-                (stride, stride),
-                use_bias=False,
-                rngs=rngs,
-            )
-            return nnx.Sequential(conv, jaxbn.nnx.BatchNorm(outputs, rngs=rngs))
-
-        wide = 4 * features
-        self.first = layer(inputs, features, 1)
-        self.second = layer(features, features, 3, stride)
-        self.third = layer(features, wide, 1)
-        same = inputs == wide and stride == 1
-        self.shortcut = nnx.data(None) if same else layer(inputs, wide, 1, stride)
-
-    def __call__(self, x):
-        y = nnx.relu(self.second(nnx.relu(self.first(x))))
-        x = x if self.shortcut is None else self.shortcut(x)
-        return nnx.relu(x + self.third(y))
-
-
-class ResNet(nnx.Module):
-    """ResNet v1.5 with 1,000 classes; `blocks` of 3, 4, 6, 3 is ResNet-50."""
-
-    def __init__(self, blocks: tuple[int, ...], *, rngs: nnx.Rngs):
-        self.stem = nnx.Conv(3, 64, (7, 7), (2, 2), use_bias=False, rngs=rngs)
-        self.norm = jaxbn.nnx.BatchNorm(64, rngs=rngs)
-        self.blocks, inputs = nnx.List([]), 64
-        for stage, count in enumerate(blocks):
-            for number in range(count):
-                stride = 2 if stage and not number else 1
-                features = 64 * 2**stage
-                self.blocks.append(Block(inputs, features, stride, rngs=rngs))
-                inputs = 4 * features
-        self.head = nnx.Linear(inputs, 1000, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.relu(self.norm(self.stem(x)))
-        x = nnx.max_pool(x, (3, 3), (2, 2), "SAME")
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean((1, 2)))
-
-
-def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3)) -> ResNet:
+def resnet(depth: int = 50) -> NnxResNet:
     """With statistics, scales and biases that do something, at evaluation."""
-    model = ResNet(blocks, rngs=nnx.Rngs(0))
+    layers = Layers(jaxbn.nnx.BatchNorm, rngs=nnx.Rngs(0))
+    model = NnxResNet(depth, 3, 1000, layers)
     rng = np.random.default_rng(0)
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, jaxbn.nnx.BatchNorm):

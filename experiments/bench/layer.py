@@ -6,6 +6,7 @@ the same turns. Ratios are of medians: above one, jaxbn is faster.
 
 import math
 from pathlib import Path
+from statistics import geometric_mean
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jaxbn
 from experiments.bench import main as bench
 from experiments.bench.cases import Case, plan
 from experiments.bench.peers import runs
-from experiments.bench.turns import geometric_mean, in_turns
+from experiments.bench.turns import in_turns
 from experiments.common.progress import StepProgress
 from experiments.common.tables import markdown
 

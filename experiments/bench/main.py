@@ -14,7 +14,8 @@ import tyro
 
 from experiments.bench.compilers import devices as accelerators
 from experiments.common import environment, files
-from experiments.common.errors import UserError, writing
+from experiments.common.errors import writing
+from experiments.common.options import Positive, check_limits
 
 # The C library otherwise returns large buffers to the kernel after every call, and
 # all frameworks spend up to half their time on page faults. Threads other than the
@@ -51,7 +52,7 @@ class BenchConfig:
     and for TPUs that are not here."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
-    batch: int = 8
+    batch: Positive = 8
     """Examples a batch, for `memory` and `fold`."""
     only: tuple[str, ...] = ()
     """Patterns of the names of programs, for `compiled`, such as 'v5e/step/*'."""
@@ -65,8 +66,7 @@ class BenchConfig:
 
 def main(config: BenchConfig) -> int:
     """Runs one benchmark."""
-    if config.batch < 1:
-        raise UserError(f"`--batch` must be positive, got {config.batch}. Use 8 or 32.")
+    check_limits(config)
     files.make_folder(config.out)
     wanted = _ENVIRONMENT.get(config.what, {})
     if not _has(wanted):

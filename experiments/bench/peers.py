@@ -3,6 +3,7 @@
 All JAX libraries are compiled by `jax.jit`; state and gradients are among the results.
 """
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -20,7 +21,8 @@ Run = Callable[[], object]
 
 def builders(case: Case) -> dict[str, Callable]:
     """The libraries that take part in a case; those not installed are left out."""
-    found = {"jaxbn": _jaxbn, "xla": _xla, "flax": _flax}
+    xla = functools.partial(_jaxbn, implementation="xla")
+    found = {"jaxbn": _jaxbn, "xla": xla, "flax": flax}
     if _torch_device():
         found["torch"] = _torch
     if case.everyone:
@@ -107,15 +109,12 @@ def _jaxbn(case: Case, x, dy, added, implementation=None) -> Run:
     return _compiled(case, forward, _params(case), x, dy, added)
 
 
-def _xla(case: Case, x, dy, added) -> Run:
-    return _jaxbn(case, x, dy, added, implementation="xla")
-
-
 def _params(case: Case) -> tuple[jax.Array, jax.Array]:
     return jnp.ones(case.shape[-1]), jnp.zeros(case.shape[-1])
 
 
-def _flax(case: Case, x, dy, added) -> Run:
+def flax(case: Case, x, dy, added, **options) -> Run:
+    """The layer of flax.linen."""
     from flax import linen as nn
 
     layer = nn.BatchNorm(
@@ -123,6 +122,7 @@ def _flax(case: Case, x, dy, added) -> Run:
         momentum=MOMENTUM,
         epsilon=EPSILON,
         dtype=x.dtype,
+        **options,
     )
     variables = layer.init(jax.random.key(0), x[:1])
 
@@ -181,7 +181,10 @@ def _equinox(case: Case, x, dy, added) -> Run:
     if case.operation == "inference":
         layer = eqx.nn.inference_mode(layer)
     params, static = eqx.partition(layer, eqx.is_inexact_array)
-    x, dy, added = map(_features_first, (x, dy, added))
+    x, dy, added = (
+        array if array is None else jnp.moveaxis(array, -1, 1).copy()
+        for array in (x, dy, added)
+    )
 
     def forward(params, x, added):
         model = eqx.combine(params, static)
@@ -190,10 +193,6 @@ def _equinox(case: Case, x, dy, added) -> Run:
         return _finish(y.astype(x.dtype), case, added), new
 
     return _compiled(case, forward, params, x, dy, added)
-
-
-def _features_first(array):
-    return array if array is None else jnp.moveaxis(array, -1, 1).copy()
 
 
 def _keras(case: Case, x, dy, added) -> Run:
@@ -233,7 +232,8 @@ def _torch(case: Case, x, dy, added) -> Run:
     layer.to(device)
     layer.train(case.operation != "inference")
     backward = case.operation == "forward+backward"
-    values, cotangent = tensor(x).requires_grad_(backward), tensor(dy)
+    values = tensor(x).requires_grad_(backward)
+    cotangent = tensor(dy) if backward else None
     other = None if added is None else tensor(added).requires_grad_(backward)
     inputs = [values, layer.weight, layer.bias, *([] if other is None else [other])]
 

@@ -14,11 +14,10 @@ import numpy as np
 
 from experiments.bench import main as bench
 from experiments.bench.turns import in_turns
-from experiments.collectives import simulated
 from experiments.common.tables import markdown
 from experiments.scale import config as scale_config
-from experiments.scale.layout import make_layout
-from experiments.scale.network import make_network
+from experiments.scale.layout import Layout, make_layout, simulated
+from experiments.scale.network import Network, make_network
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
 
@@ -28,7 +27,7 @@ PARALLEL, NORMS = ("jit", "shard_map"), ("jaxbn", "flax")
 
 def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     """Returns medians in milliseconds and a Markdown table of ratios."""
-    devices = simulated.devices(DEVICES)
+    devices = simulated(DEVICES)
     records, rows = [], []
     for dtype in ("float32", "bfloat16"):
         functions = {
@@ -64,9 +63,16 @@ def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int
         data_devices=len(devices),
         axis_name=layout.axis_name,
     )
-    one = Step(
-        network, make_optimizer(options.optimizer), BATCH, 0.0, 10, layout.axis_name
-    )
+    return trained(network, layout)
+
+
+def trained(network: Network, layout: Layout):
+    """A function that trains a network one step further at every call.
+
+    The images are of CIFAR's size; it returns the loss.
+    """
+    optimizer = make_optimizer(scale_config.Optimizer(batch_size=BATCH))
+    one = Step(network, optimizer, BATCH, axis_name=layout.axis_name)
     state = layout.init(one.init, 0)
     generator = np.random.default_rng(0)
     batch = layout.put_batch(

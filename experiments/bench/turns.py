@@ -1,8 +1,7 @@
 """Times of several functions that run in turns, in both orders."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -36,9 +35,3 @@ def _spread(values: list[float]) -> dict[str, float]:
     quartiles = np.percentile(values, (25, 50, 75))
     names = ("lower quartile", "median", "upper quartile")
     return dict(zip(names, map(float, quartiles), strict=True))
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """exp(mean(log values))."""
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))

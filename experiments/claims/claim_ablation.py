@@ -16,6 +16,8 @@ Command: python -m experiments run ablation --preset quick
 Runtime: quick about 60 s on two busy cores (standard: twice that).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -87,9 +89,7 @@ def draw(figure, table: Table) -> None:
     figures.strips(figure.subplots(), groups, label="test accuracy, best rate")
 
 
-def _rule(claim, text, effect, values, **options) -> Rule:
-    chosen = {"least": 0.005, "scale": 0.01, **options}
-    return Rule(claim, text, effect, values=values, **chosen)
+_rule = partial(Rule, least=0.005, scale=0.01)
 
 
 EXPERIMENT = Experiment(
@@ -103,14 +103,14 @@ EXPERIMENT = Experiment(
             "C15",
             "Gamma and beta matter",
             "test accuracy with minus without them, tuned rates",
-            lambda t: t.gain("bn", "no affine"),
+            values=lambda t: t.gain("bn", "no affine"),
             literature="supported",
         ),
         _rule(
             "C16",
             "The gradient may ignore mean and variance",
             "0.02 minus the test accuracy lost by ignoring them",
-            lambda t: 0.02 - t.gain("bn", "no gradient"),
+            values=lambda t: 0.02 - t.gain("bn", "no gradient"),
             least=0.0,
             scale=0.02,
             literature="contradicted",
@@ -119,7 +119,7 @@ EXPERIMENT = Experiment(
             "C23",
             "Epsilon prevents division by zero",
             "share of finite gradients with epsilon 1e-5 minus without",
-            lambda t: (
+            values=lambda t: (
                 t.values("epsilon", "finite", epsilon=1e-5)
                 - t.values("epsilon", "finite", epsilon=SMALLEST)
             ),
@@ -131,13 +131,13 @@ EXPERIMENT = Experiment(
             "C15",
             "Dividing by the standard deviation matters",
             "test accuracy lost by subtracting the mean only",
-            lambda t: t.gain("bn", "mean only"),
+            values=lambda t: t.gain("bn", "mean only"),
         ),
         _rule(
             "C15",
             "Gamma and beta alone can train a random net",
             "test accuracy with frozen weights minus 0.8",
-            lambda t: t.tuned("affine only", "test_accuracy") - 0.8,
+            values=lambda t: t.tuned("affine only", "test_accuracy") - 0.8,
             least=0.0,
             scale=0.05,
         ),

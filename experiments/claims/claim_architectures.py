@@ -17,9 +17,10 @@ Runtime: quick about 150 s on two busy cores (standard: twice that).
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
-from experiments.claims.lab.engine import Net, Plan, train
+from experiments.claims.lab.engine import Plan, train
 from experiments.claims.lab.experiment import Experiment, Rule, Setting
 from experiments.claims.lab.nets import conv, mlp
+from experiments.claims.lab.plan import Net
 from experiments.claims.lab.recurrent import normalized_lstm, plain_lstm
 from experiments.claims.lab.rows import Row, rows_of
 from experiments.claims.lab.table import Table
@@ -67,15 +68,11 @@ def net(norm: str, kind: str) -> Net:
 
 def gains(table: Table) -> dict[str, np.ndarray]:
     """Returns what normalization adds in every combination, (starts,) each."""
-    found = {}
-    for kind in KINDS:
-        for n, name in enumerate(OPTIMIZERS):
-            bn, none = (
-                table.tuned(f"{norm} {kind}", "test_accuracy", optimizer=n)
-                for norm in ("bn", "none")
-            )
-            found[f"{kind}, {name}"] = bn - none
-    return found
+    return {
+        f"{kind}, {name}": table.gain(f"bn {kind}", f"none {kind}", optimizer=n)
+        for kind in KINDS
+        for n, name in enumerate(OPTIMIZERS)
+    }
 
 
 def worst(table: Table) -> np.ndarray:

@@ -86,10 +86,9 @@ def draw(figure, table: Table) -> None:
     """Draws the test error against the size, as in the paper's figure 1."""
     axes = figure.subplots()
     for arm in NORMS:
-        sizes = list(dict.fromkeys(cell["size"] for cell in table.cells(arm)))
-        errors = [100 - 100 * table.tuned(arm, "test_accuracy", size=n) for n in sizes]
-        means = [values.mean() for values in errors]
-        axes.plot(sizes, means, "o-", color=figures.color(arm), label=arm)
+        found = table.over(arm, "size")
+        means = [100 - 100 * values.mean() for values in found.values()]
+        axes.plot(list(found), means, "o-", color=figures.color(arm), label=arm)
     axes.set_xscale("log", base=2)
     axes.invert_xaxis()
     axes.set_xlabel("batch size")

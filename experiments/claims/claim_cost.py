@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from experiments.claims.lab import figures, norms
-from experiments.claims.lab.engine import Context, cross_entropy
+from experiments.claims.lab.engine import cross_entropy
 from experiments.claims.lab.experiment import Experiment, Rule, Setting
 from experiments.claims.lab.nets import conv
+from experiments.claims.lab.plan import Context
 from experiments.claims.lab.rows import Row, row
 from experiments.claims.lab.table import Table
 
@@ -71,8 +72,7 @@ def training(net, state):
 def inference(net, state):
     """Returns the logits with running statistics."""
 
-    def logits(params, x, labels):
-        del labels
+    def logits(params, x, _labels):
         context = Context(False, jax.random.key(0), {})
         return net.apply(params, state, x, context)[0]
 

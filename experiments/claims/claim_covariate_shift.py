@@ -18,6 +18,8 @@ Command: python -m experiments run covariate-shift --preset quick
 Runtime: quick about 50 s on two busy cores (standard: twice that).
 """
 
+from functools import partial
+
 import numpy as np
 
 from experiments.claims.lab import figures, norms, probes, splits
@@ -82,9 +84,7 @@ def draw(figure, table: Table) -> None:
     right.set_yscale("log")
 
 
-def _rule(claim: str, text: str, effect: str, least: float, values, **options) -> Rule:
-    common = {"scale": 0.5}
-    return Rule(claim, text, effect, least, values=values, **{**common, **options})
+_rule = partial(Rule, scale=0.5)
 
 
 EXPERIMENT = Experiment(
@@ -98,39 +98,45 @@ EXPERIMENT = Experiment(
             "C06",
             "It works by stabilizing distributions",
             "share of the advantage lost when noise brings the drift back",
-            *(0.5, lost),
+            0.5,
+            values=lost,
             literature="contradicted",
         ),
         _rule(
             "C07",
             "Activations become normally distributed",
             "share of units that pass a test of normality after training",
-            *(0.5, lambda t: t.tuned("bn", "normal", by="validation_area")),
+            0.5,
+            values=lambda t: t.tuned("bn", "normal", by="validation_area"),
             literature="contradicted",
         ),
         _rule(
             "C07",
             "Values are limited to sqrt(m - 1)",
             "1.0001 minus largest value over sqrt(m - 1)",
-            *(0.0, lambda t: 1.0001 - t.tuned("bn", "bound", by="validation_area")),
+            0.0,
+            values=lambda t: 1.0001 - t.tuned("bn", "bound", by="validation_area"),
         ),
         _rule(
             "C06",
             "Noise brings more drift than there is without it",
             "log2 of the drift, noisy over normalized",
-            *(0.0, lambda t: log_ratio(t, "mean_drift", "noisy", "bn")),
+            0.0,
+            values=lambda t: log_ratio(t, "mean_drift", "noisy", "bn"),
         ),
         _rule(
             "C06",
             "Noise brings more drift than there is without normalization",
             "log2 of the drift, noisy over plain",
-            *(0.0, lambda t: log_ratio(t, "mean_drift", "noisy", "none")),
+            0.0,
+            values=lambda t: log_ratio(t, "mean_drift", "noisy", "none"),
         ),
         _rule(
             "C06",
             "Gradients shift less with normalization",
             "log2 of the shift of the first layer's gradient, plain over normalized",
-            *(0.0, lambda t: log_ratio(t, "gradient_shift", "none", "bn")),
+            0.0,
+            values=lambda t: log_ratio(t, "gradient_shift", "none", "bn"),
         ),
     ),
     draw=draw,

@@ -76,15 +76,6 @@ def at_start(arm: str, setting: Setting) -> list[Row]:
     ]
 
 
-def advantage(table: Table, gain: float) -> np.ndarray:
-    """Returns the difference in test accuracy at each arm's best rate."""
-    bn, none = (
-        table.tuned(f"{norm} train", "test_accuracy", gain=gain)
-        for norm in ("bn", "none")
-    )
-    return bn - none
-
-
 def draw(figure, table: Table) -> None:
     """Draws the gradients at the start, and the accuracy of deep nets."""
     left, right = figure.subplots(1, 2)
@@ -125,7 +116,7 @@ EXPERIMENT = Experiment(
             effect="test accuracy of 12 layers with minus without, half of He",
             least=0.1,
             scale=0.2,
-            values=lambda t: advantage(t, 0.5),
+            values=lambda t: t.gain("bn train", "none train", gain=0.5),
             literature="supported",
         ),
         Rule(
@@ -134,7 +125,7 @@ EXPERIMENT = Experiment(
             effect="test accuracy of 12 layers with minus without, He's weights",
             least=0.01,
             scale=0.05,
-            values=lambda t: advantage(t, 1.0),
+            values=lambda t: t.gain("bn train", "none train", gain=1.0),
         ),
     ),
     draw=draw,

@@ -58,8 +58,8 @@ def draw(figure, table: Table) -> None:
     """Draws test accuracy against dropout, each at its best learning rate."""
     axes = figure.subplots()
     for arm in ARMS:
-        rates = list(dict.fromkeys(cell["dropout"] for cell in table.cells(arm)))
-        values = np.stack([table.tuned(arm, "test_accuracy", dropout=r) for r in rates])
+        found = table.over(arm, "dropout")
+        rates, values = list(found), np.stack(list(found.values()))
         own = {"color": figures.color(arm), "label": figures.NAMES[arm]}
         axes.plot(rates, values.mean(1), "o-", **own)
         axes.plot(rates, values, ".", alpha=0.4, color=figures.color(arm))

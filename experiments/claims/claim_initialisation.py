@@ -51,15 +51,9 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     return rows_of(train(plan), arm)
 
 
-def by_factor(table: Table, arm: str, over: str = "gain") -> dict[float, np.ndarray]:
-    """Returns the test accuracy of every start at each factor's best rate."""
-    factors = dict.fromkeys(cell[over] for cell in table.cells(arm))
-    return {f: table.tuned(arm, "test_accuracy", **{over: f}) for f in factors}
-
-
 def decades(table: Table, arm: str, over: str = "gain") -> np.ndarray:
     """Returns how many decades of factors work in every start."""
-    found = by_factor(table, arm, over)
+    found = table.over(arm, over)
     step = float(np.diff(np.log10(list(found)))[0])
     return step * np.sum([values >= LEVEL for values in found.values()], 0)
 
@@ -69,7 +63,7 @@ def draw(figure, table: Table) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, arms, over in ((left, ARMS[:3], "gain"), (right, ARMS[3:], "scale")):
         for arm in arms:
-            found = by_factor(table, arm, over)
+            found = table.over(arm, over)
             means = [values.mean() for values in found.values()]
             label = figures.NAMES.get(arm, "gamma")
             axes.plot(

@@ -72,18 +72,6 @@ def standardized(data: Splits) -> Splits:
     return data._replace(inputs=scaled.astype(np.float32))
 
 
-def gain(one: str, other: str, optimizer: str):
-    """Returns the rule's number: the difference of two arms at their best rates."""
-
-    def values(table: Table) -> np.ndarray:
-        tuned = [
-            table.tuned(f"{name} {optimizer}", "test_accuracy") for name in (one, other)
-        ]
-        return tuned[0] - tuned[1]
-
-    return values
-
-
 def draw(figure, table: Table) -> None:
     """Draws accuracy against the learning rate for both optimizers."""
     panels = figure.subplots(1, 2, sharey=True)
@@ -101,7 +89,7 @@ def _rule(
         effect=f"test accuracy, {one} minus {other} inputs, tuned rates",
         least=0.01,
         scale=0.05,
-        values=gain(one, other, optimizer),
+        values=lambda t: t.gain(f"{one} {optimizer}", f"{other} {optimizer}"),
         literature=literature,
     )
 

@@ -64,14 +64,6 @@ def width(table: Table, arm: str) -> np.ndarray:
     return fine.sum(0) * (decades[1] - decades[0])
 
 
-def at_small_rate(table: Table) -> np.ndarray:
-    """Returns the advantage in accuracy at the smallest rate."""
-    rate = table.cells("bn")[0]["lr"]
-    return table.values("bn", "test_accuracy", lr=rate) - table.values(
-        "none", "test_accuracy", lr=rate
-    )
-
-
 def draw(figure, table: Table) -> None:
     """Draws accuracy against the rate."""
     axes = figure.subplots()
@@ -110,7 +102,7 @@ EXPERIMENT = Experiment(
             effect="test accuracy with minus without at the smallest rate",
             least=0.02,
             scale=0.02,
-            values=at_small_rate,
+            values=lambda t: t.gain("bn", "none", lr=t.cells("bn")[0]["lr"]),
         ),
         Rule(
             claim="C02",

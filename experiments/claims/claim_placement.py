@@ -55,19 +55,6 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     return rows_of(train(plan), arm)
 
 
-def before_minus_after(activation: str):
-    """Returns the rule's number for one activation."""
-
-    def values(table: Table):
-        before, after = (
-            table.tuned(f"bn {place} {activation}", "test_accuracy")
-            for place in ("before", "after")
-        )
-        return before - after
-
-    return values
-
-
 def draw(figure, table: Table) -> None:
     """Draws the test accuracy of every start."""
     groups = {arm: table.tuned(arm, "test_accuracy") for arm in ARMS}
@@ -81,7 +68,7 @@ def _rule(activation: str, *, literature: str = "") -> Rule:
         effect="test accuracy before minus after, tuned rates",
         least=0.005,
         scale=0.01,
-        values=before_minus_after(activation),
+        values=lambda t: t.gain(f"bn before {activation}", f"bn after {activation}"),
         literature=literature,
     )
 

@@ -16,6 +16,8 @@ Command: python -m experiments run regularisation --preset quick
 Runtime: quick about 90 s on two busy cores (standard: twice that).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,9 +101,7 @@ def draw(figure, table: Table) -> None:
     right.set_ylabel("variance of a normalized example")
 
 
-def _rule(claim: str, text: str, effect: str, values, **options) -> Rule:
-    common = {"least": 0.01, "scale": 0.02}
-    return Rule(claim, text, effect, values=values, **{**common, **options})
+_rule = partial(Rule, least=0.01, scale=0.02)
 
 
 EXPERIMENT = Experiment(
@@ -115,14 +115,14 @@ EXPERIMENT = Experiment(
             "C08",
             "It reduces overfitting",
             "training minus test accuracy, without minus with normalization",
-            lambda t: gap(t, "none") - gap(t, "bn 256"),
+            values=lambda t: gap(t, "none") - gap(t, "bn 256"),
             literature="supported",
         ),
         _rule(
             "C09",
             "Batch statistics add noise that falls with the batch",
             "minus the log-log slope of the noise's variance against the size",
-            slope,
+            values=slope,
             least=0.8,
             scale=0.2,
             literature="supported",
@@ -131,13 +131,13 @@ EXPERIMENT = Experiment(
             "C08",
             "More noise (groups of 8) reduces overfitting further",
             "training minus test accuracy, groups of 256 minus groups of 8",
-            lambda t: gap(t, "bn 256") - gap(t, "bn 8"),
+            values=lambda t: gap(t, "bn 256") - gap(t, "bn 8"),
         ),
         _rule(
             "C08",
             "Test accuracy is better",
             "test accuracy with minus without normalization",
-            lambda t: t.gain("bn 256", "none"),
+            values=lambda t: t.gain("bn 256", "none"),
         ),
     ),
     draw=draw,

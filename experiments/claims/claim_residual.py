@@ -14,14 +14,17 @@ Command: python -m experiments run residual --preset quick
 Runtime: quick about 100 s on two busy cores (standard: twice that).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
-from experiments.claims.lab.engine import ONCE, Context, Net, Plan, each, train
+from experiments.claims.lab.engine import ONCE, Plan, each, train
 from experiments.claims.lab.experiment import Experiment, Rule, Setting
 from experiments.claims.lab.nets import residual
+from experiments.claims.lab.plan import Context, Net
 from experiments.claims.lab.rows import Row, row, rows_of
 from experiments.claims.lab.table import Table
 
@@ -77,21 +80,13 @@ def at_start(arm: str, setting: Setting) -> list[Row]:
     ]
 
 
-def advantage(table: Table, arm: str, blocks: int) -> np.ndarray:
-    """Returns the test accuracy of an arm minus that of plain nets, best rates."""
-    one, plain = (
-        table.tuned(name, "test_accuracy", blocks=blocks) for name in (arm, "none")
-    )
-    return one - plain
-
-
 def draw(figure, table: Table) -> None:
     """Draws the accuracy of every net, and the branches before training."""
     left, right = figure.subplots(1, 2)
     groups = {
-        f"{arm}, {blocks}": table.tuned(arm, "test_accuracy", blocks=blocks)
+        f"{arm}, {blocks}": values
         for arm in ARMS[:3]
-        for blocks in dict.fromkeys(cell["blocks"] for cell in table.cells(arm))
+        for blocks, values in table.over(arm, "blocks").items()
     }
     figures.strips(left, groups, label="test accuracy, best rate")
     for arm in ARMS[3:]:
@@ -101,9 +96,7 @@ def draw(figure, table: Table) -> None:
     right.set_ylabel("variance of branch / skip")
 
 
-def _rule(claim: str, text: str, effect: str, least: float, values, **options) -> Rule:
-    common = {"scale": 0.1}
-    return Rule(claim, text, effect, least, values=values, **{**common, **options})
+_rule = partial(Rule, scale=0.1)
 
 
 EXPERIMENT = Experiment(
@@ -118,7 +111,9 @@ EXPERIMENT = Experiment(
             "Deep networks profit most",
             "advantage in test accuracy with 32 blocks minus with 4",
             0.05,
-            lambda t: advantage(t, "bn", DEEP) - advantage(t, "bn", SHALLOW),
+            values=lambda t: (
+                t.gain("bn", "none", blocks=DEEP) - t.gain("bn", "none", blocks=SHALLOW)
+            ),
             literature="supported",
         ),
         _rule(
@@ -126,14 +121,14 @@ EXPERIMENT = Experiment(
             "Batch normalization beats starting branches at zero",
             "test accuracy with 32 blocks, bn minus skip init",
             0.01,
-            lambda t: advantage(t, "bn", DEEP) - advantage(t, "skip init", DEEP),
+            values=lambda t: t.gain("bn", "skip init", blocks=DEEP),
         ),
         _rule(
             "C20b",
             "Normalized branches start ever smaller",
             "minus the log-log slope of branch over skip against the block",
             0.8,
-            lambda t: -t.values("bn start", "slope"),
+            values=lambda t: -t.values("bn start", "slope"),
         ),
     ),
     draw=draw,

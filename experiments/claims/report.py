@@ -18,7 +18,7 @@ from experiments.claims.lab.experiment import Experiment
 from experiments.claims.lab.table import Table
 from experiments.claims.verify import FAILED, verify
 from experiments.common import files
-from experiments.common.errors import UserError
+from experiments.common.errors import writing
 
 _FILES = (
     "config.json",
@@ -60,7 +60,7 @@ def _draw(out: Path, wanted: list[Experiment], verdicts: list[dict]) -> dict[str
         row = json.loads(line)
         rows.setdefault(row["experiment"], []).append(row)
     draws: dict[str, Any] = {
-        one.name: functools.partial(_fill, one, Table(rows[one.name]))
+        one.name: lambda figure, one=one: one.draw(figure, Table(rows[one.name]))
         for one in wanted
         if one.name in rows
     }
@@ -70,19 +70,10 @@ def _draw(out: Path, wanted: list[Experiment], verdicts: list[dict]) -> dict[str
     return {"forest": _save(out, "forest", draw, salt="forest", size=size), **inline}
 
 
-def _fill(one: Experiment, table: Table, figure: Any) -> None:
-    one.draw(figure, table)
-
-
 def _save(out: Path, name: str, draw: Any, **options: Any) -> str:
     directory = out / "figures"
-    try:
+    with writing(out, option="DIR"):
         directory.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"`DIR` must be a directory that can be written, got '{out}': "
-            f"{error.strerror}. Pass another one."
-        ) from error
     inline, svg, png = figures.render(draw, **options)
     files.write_bytes(directory / f"{name}.svg", svg)
     files.write_bytes(directory / f"{name}.png", png)

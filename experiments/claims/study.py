@@ -4,7 +4,6 @@ Run: python -m experiments run all --preset quick      (about 20 minutes on 2 co
 """
 
 import math
-import shlex
 import sys
 import time
 from concurrent import futures
@@ -13,16 +12,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from msgspec import Meta
 
 from experiments.claims import chosen
 from experiments.claims.lab import schema, splits, store
 from experiments.claims.lab.experiment import Experiment, Setting
+from experiments.claims.lab.page import number
 from experiments.common import checksums, environment, records, remembered
-from experiments.common.errors import MAKE_ROOM, UserError, writing
+from experiments.common.errors import MAKE_ROOM, UserError, again, writing
 from experiments.common.files import check_new
 from experiments.common.interrupt import Interrupt
 from experiments.common.lock import locked
+from experiments.common.options import Positive, Seed, check_limits
 from experiments.common.progress import StepProgress
+from experiments.common.tables import aligned
 from experiments.common.workers import Workers
 
 OUT_OF_TIME = 5
@@ -36,15 +39,15 @@ class RunConfig:
     """Experiments, or `all`."""
     preset: Literal["smoke", "quick", "standard"] = "quick"
     """smoke: does it run; quick: 5 starts; standard: 10 starts."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of splits, weights, batches and noise."""
     out: Path = Path("runs/claims")
     """Directory of the run, new or empty unless `--resume` is given."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, Meta(gt=0)] = None
     """Begin nothing new after so many minutes; what finished is kept."""
     data_dir: Path | None = None
     """Directory with the IDX files of MNIST, for `convergence`. Default: digits."""
-    jobs: int = 2
+    jobs: Positive = 2
     """Arms measured at the same time; the numbers do not depend on it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in `--out` with the options it began with."""
@@ -52,7 +55,8 @@ class RunConfig:
 
 def main(config: RunConfig) -> int:
     """Runs the experiments, writes and prints the verdicts, returns the exit code."""
-    wanted = _checked(config)
+    check_limits(config)
+    wanted = chosen(config.names)
     with locked(config.out):
         if config.resume:
             _check_unchanged(config)
@@ -75,9 +79,9 @@ def _study(config: RunConfig, wanted: list[Experiment]) -> int:
     print(f"\nfiles: {config.out}; page: python -m experiments report {config.out}")
     if not left:
         return 0
-    again = f"python -m experiments run --resume --out {shlex.quote(str(config.out))}"
     why = "interrupted" if interrupt.requested else "out of time"
-    print(f"{why}; continue with: {again}", file=sys.stderr)
+    line = again("run", "--out", config.out)
+    print(f"{why}; continue with: {line}", file=sys.stderr)
     return 130 if interrupt.requested else OUT_OF_TIME
 
 
@@ -108,32 +112,9 @@ def table(verdicts: dict) -> str:
     """Returns the verdicts as a table for the terminal."""
     lines = []
     for row in verdicts["verdicts"]:
-        numbers = [row[key] for key in ("mean", "low", "high")]
-        shown = "" if None in numbers else "{:.3g} [{:.3g}, {:.3g}]".format(*numbers)
-        lines.append(
-            f"{row['claim']:5} {row['verdict']:13} {row['literature']:13} "
-            f"{shown:25} {row['text']}"
-        )
-    header = f"{'claim':5} {'measured':13} {'literature':13} {'effect [95 %]':25} text"
-    return "\n".join([header, "-" * 78, *lines])
-
-
-def _checked(config: RunConfig) -> list[Experiment]:
-    if not 0 <= config.seed < 2**32:
-        raise UserError(
-            f"`--seed` must be at least 0 and below 2**32, got {config.seed}. "
-            "Pass another number."
-        )
-    limit = config.max_minutes
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
-        raise UserError(
-            f"`--max-minutes` must be positive, got {limit}. Pass a number like 10."
-        )
-    if config.jobs < 1:
-        raise UserError(
-            f"`--jobs` must be at least 1, got {config.jobs}. Pass the number of cores."
-        )
-    return chosen(config.names)
+        names = ("claim", "verdict", "literature")
+        lines.append([*(row[name] for name in names), number(row), row["text"]])
+    return aligned(["claim", "measured", "literature", "effect [95 %]", "text"], lines)
 
 
 def _begin(config: RunConfig) -> None:

@@ -39,6 +39,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 
 NUMBER = 4
 """Bytes of a statistic and of a gradient: float32."""
@@ -76,11 +77,6 @@ class Traffic(NamedTuple):
     def statistics(self) -> int:
         """Bytes of statistics."""
         return self.forward + self.backward
-
-    @property
-    def all_reduces(self) -> int:
-        """All-reduces of statistics: one per layer and pass."""
-        return 2 * len(self.layers)
 
 
 class Link(NamedTuple):
@@ -129,12 +125,11 @@ def layers_of(batch_stats: Any) -> tuple[Layer, ...]:
     Args:
         batch_stats: nested dictionaries, with an array "mean" for each layer.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(batch_stats)[0]
-    named = [([key.key for key in path], leaf) for path, leaf in leaves]
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(batch_stats)
     return tuple(
-        Layer("/".join(names[:-1]), math.prod(leaf.shape))
-        for names, leaf in named
-        if names[-1] == "mean"
+        Layer("/".join(names), math.prod(leaf.shape))
+        for (*names, last), leaf in leaves.items()
+        if last == "mean"
     )
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments.collectives import cost, hlo, simulated
+from experiments.collectives import cost, hlo
 from experiments.collectives.table import table, times
 from experiments.common import environment, files
 from experiments.common.errors import UserError
+from experiments.common.options import Positive, check_limits
 from experiments.scale import config as scale_config
-from experiments.scale.layout import Layout, make_layout
+from experiments.scale.layout import Layout, make_layout, simulated
 from experiments.scale.network import make_network
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
@@ -40,7 +41,7 @@ class CollectivesConfig:
     """Type that the network computes in."""
     parallel: Literal["jit", "explicit", "shard_map"] = "jit"
     """How the step is spread over the devices."""
-    examples: int = 2
+    examples: Positive = 2
     """Examples of each device."""
     out: Path = field(default=Path("runs/collectives"))
     """Directory of the results."""
@@ -65,7 +66,7 @@ def main(config: CollectivesConfig) -> int:
     """Prints a table and writes it; 4 if the step sends more than it should."""
     _check(config)
     files.make_folder(config.out)
-    everyone = simulated.devices(max(config.devices))
+    everyone = simulated(max(config.devices))
     programs = []
     for count in config.devices:
         programs.append(compiled(config, everyone[:count]))
@@ -177,9 +178,8 @@ def _step(config: CollectivesConfig, layout: Layout) -> Step:
         axis_name=layout.axis_name,
     )
     optimizer = scale_config.Optimizer(batch_size=batch_size)
-    return Step(
-        network, make_optimizer(optimizer), batch_size, 0.0, 10, layout.axis_name
-    )
+    step = make_optimizer(optimizer), batch_size
+    return Step(network, *step, axis_name=layout.axis_name)
 
 
 def _batch(config: CollectivesConfig, layout: Layout) -> dict[str, Any]:
@@ -206,12 +206,9 @@ def _count(found: list[hlo.Collective], kind: str) -> int:
 
 
 def _check(config: CollectivesConfig) -> None:
+    check_limits(config)
     if not config.devices or min(config.devices) < 2:
         raise UserError(
             f"`--devices` must be numbers of at least 2, got {config.devices}. Pass "
             "for example --devices 8 64."
-        )
-    if config.examples < 1:
-        raise UserError(
-            f"`--examples` must be positive, got {config.examples}. Pass 2."
         )

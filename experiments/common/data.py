@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def load(name: str, *, starts: int, seed: int) -> Data:
     split, which all starts share.
     """
     inputs, labels = {"digits": _digits, "mnist1d": _mnist1d}[name]()
-    _check(name, inputs, labels)
+    check(f"`--data {name}`", inputs, labels, wanted=_CHECKSUMS[name])
     if name == "digits":
         train, test = _stratified(labels, starts=starts, seed=seed)
     else:
@@ -57,26 +57,37 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 8, 8) / 16, np.asarray(labels, np.int32)
 
 
-def _mnist1d() -> tuple[np.ndarray, np.ndarray]:
+def generated(**options: Any) -> dict[str, np.ndarray]:
+    """Returns what MNIST-1D's generator makes, of its own options but for these."""
+    module = importlib.import_module("mnist1d.data")
     # The package seeds the global generators, so they are put back afterwards.
     before = random.getstate(), np.random.get_state()
     try:
-        made = importlib.import_module("mnist1d.data").make_dataset()
+        if not options:
+            return module.make_dataset()
+        arguments = module.get_dataset_args()
+        vars(arguments).update(options)
+        return module.make_dataset(arguments)
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
+
+
+def _mnist1d() -> tuple[np.ndarray, np.ndarray]:
+    made = generated()
     inputs = np.concatenate([made["x"], made["x_test"]])
     labels = np.concatenate([made["y"], made["y_test"]])
     return inputs, labels.astype(np.int32)
 
 
-def _check(name: str, inputs: np.ndarray, labels: np.ndarray) -> None:
+def check(what: str, inputs: np.ndarray, labels: np.ndarray, *, wanted: str) -> None:
+    """Raises `UserError` if data are other ones than they were."""
     # Four decimals: the last bits of a float differ between math libraries.
-    rounded = np.round(inputs, 4).astype("<f8") + 0.0
+    rounded = np.round(inputs.astype("<f8"), 4) + 0.0
     found = hashlib.sha256(rounded.tobytes() + labels.astype("<i4").tobytes())
-    if found.hexdigest() != _CHECKSUMS[name]:
+    if found.hexdigest() != wanted:
         raise UserError(
-            f"`--data {name}` must have the SHA-256 {_CHECKSUMS[name][:12]}..., "
+            f"{what} must have the SHA-256 {wanted[:12]}..., "
             f"got {found.hexdigest()[:12]}.... "
             'Reinstall the experiments: pip install "jaxbn[experiments]".'
         )

@@ -1,9 +1,12 @@
 """Says what a run was made with: versions, devices, commit; no host name, no path."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def describe() -> dict:
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "jaxbn": jaxbn.__version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES},
         "backend": jax.default_backend(),
         "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
@@ -71,7 +74,20 @@ def is_that_of(path: Path) -> bool:
         return False
 
 
-def _version(name: str) -> str | None:
+@functools.cache
+def sources(*packages: str) -> str:
+    """Returns a hash of the modules of packages; a commit changes with other files."""
+    found = hashlib.sha256()
+    for package in packages:
+        folder = Path(str(sys.modules[package].__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder).as_posix()
+            found.update(name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def version(name: str) -> str | None:
+    """Returns the version of a distribution, None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,11 @@
 """The one exception that becomes a one-line message and exit code 2."""
 
 import contextlib
+import importlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -52,10 +55,27 @@ def writing(
         raise unwritable(out, error.strerror, advice=advice, option=option) from error
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the message of `error` on one line, short and without a period."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200].rstrip(".")
+def again(command: str, *options: object) -> str:
+    """Returns the command line that continues a run."""
+    own = [str(word) for word in options if word != "--resume"]
+    return shlex.join(["python", "-m", "experiments", command, "--resume", *own])
+
+
+def package(name: str, *, what: str, extra: str) -> Any:
+    """Returns a module of a package that only some need.
+
+    Args:
+        name: of the module.
+        what: what needs it, the beginning of the message.
+        extra: with which of jaxbn it is installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{what} must find the package {name.partition('.')[0]}, but there is "
+            f'{first_line(error)}. Install it: pip install "jaxbn[{extra}]".'
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from experiments.common.errors import UserError, unwritable, writing
 
@@ -45,12 +46,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns a row with null for numbers that are not finite: JSON has none."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
+def plain(values: Any) -> Any:
+    """Returns values for JSON, with null for numbers that are not finite."""
+    return msgspec.json.decode(
+        msgspec.json.encode(values, enc_hook=lambda value: value.item())
+    )
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 
@@ -32,14 +32,13 @@ class Interrupt:
             self._before = {n: signal.signal(n, self._handle) for n in self.numbers}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def due(self, step: int) -> bool:
+        """Tells whether to stop after `step` steps."""
+        return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

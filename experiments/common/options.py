@@ -1,16 +1,29 @@
 """Reads options into a dataclass; what is wrong with them becomes one line."""
 
 import contextlib
+import dataclasses
 import io
+import math
+import operator
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+from msgspec import Meta
 
 from experiments.common.errors import UserError
 
 T = TypeVar("T")
+
+# Types of options with their limits.
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Rate = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+_SIGNS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def parse(
@@ -38,6 +51,29 @@ def parse(
 def flag(name: str) -> str:
     """Returns the option of the command line for a field."""
     return "--" + name.replace("_", "-")
+
+
+def check_limits(config: Any) -> None:
+    """Raises `UserError` for a field beyond the limits of its type; parts likewise."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value: Any = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            check_limits(value)
+        for limits in getattr(hint, "__metadata__", ()):
+            if isinstance(limits, Meta) and value is not None:
+                _check(name, value, limits)
+
+
+def _check(name: str, value: Any, limits: Meta) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"`{flag(name)}` must be finite, got {value}. Pass a number.")
+    for sign, words in _SIGNS.items():
+        bound = getattr(limits, sign)
+        if bound is not None and not getattr(operator, sign)(value, bound):
+            raise UserError(
+                f"`{flag(name)}` must be {words} {bound}, got {value}. Pass another "
+                "number."
+            )
 
 
 def _reason(box: str) -> str:

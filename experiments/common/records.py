@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from experiments.common.errors import UserError, one_line
+from experiments.common.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
         try:
             rows.append(msgspec.json.decode(line, type=kind))
         except _DAMAGED as error:
-            return rows, f"line {number}: {one_line(error)}"
+            return rows, f"line {number}: {first_line(error)}"
     return rows, ""
 
 
@@ -76,4 +76,6 @@ def _whole(name: Path | str) -> Iterator[None]:
             f"{name} must be readable, but: {error.strerror}."
         ) from error
     except _DAMAGED as error:
-        raise DamagedError(f"{name} must be whole, but: {one_line(error)}.") from error
+        raise DamagedError(
+            f"{name} must be whole, but: {first_line(error)}."
+        ) from error

@@ -5,12 +5,13 @@ has used up the memory: no code inside can say what to do then. The parent can.
 """
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+
+from experiments.common.errors import again
 
 LOST = 3  # exit code of a process that has lost another one
 
@@ -50,7 +51,8 @@ def supervise(arguments: Sequence[str]) -> int:
     if -code in forwarded:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"error: {_reason(-code)} {_again(arguments)}", file=sys.stderr)
+    line = f"{again(*arguments)} (and the other processes likewise)"
+    print(f"error: {_reason(-code)} Continue with: {line}", file=sys.stderr)
     return LOST if -code == signal.SIGABRT else 128 - code
 
 
@@ -75,9 +77,3 @@ def _reason(number: int) -> str:
         f"This process was ended by {signal.Signals(number).name}; the system does so "
         "when the memory is used up."
     )
-
-
-def _again(arguments: Sequence[str]) -> str:
-    words = ["python", "-m", "experiments", *arguments]
-    words += [] if "--resume" in arguments else ["--resume"]
-    return f"Continue with: {shlex.join(words)} (and the other processes likewise)"

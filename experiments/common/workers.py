@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from concurrent import futures
-from types import TracebackType
 
 
 class Workers:
@@ -29,12 +28,7 @@ class Workers:
     def __enter__(self) -> futures.Executor:
         return self._pool
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
         if at_once:
             for process in multiprocessing.active_children():

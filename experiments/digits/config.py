@@ -1,25 +1,18 @@
 """The options of `train`: their types, their limits, and how a run remembers them."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from msgspec import Meta
 
 from experiments.common import remembered
 from experiments.common.data import TRAIN_SIZES
 from experiments.common.errors import UserError
-from experiments.common.options import flag
+from experiments.common.options import Positive, Rate, Seed, check_limits
 
-_LIMITS = {  # smallest and largest value of the whole numbers
-    "steps": (1, 2**31 - 1),
-    "batch_size": (2, 2**31 - 1),
-    "starts": (1, 1000),
-    "eval_every": (1, 2**31 - 1),
-    "seed": (0, 2**32 - 1),
-}
 _NOT_REMEMBERED = ("config", "out", "resume")
 
 
@@ -37,19 +30,19 @@ class TrainConfig:
     """Normalization to compare with none; `none` trains the plain net alone."""
     data: Literal["digits", "mnist1d"] = "digits"
     """Data set."""
-    steps: int = 500
+    steps: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 500
     """Optimizer steps."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Meta(ge=2)] = 64
     """Examples a step, for each start."""
-    lr: float = 0.1
+    lr: Rate = 0.1
     """Learning rate, constant, the same with and without normalization."""
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     """Optimizer; momentum is SGD with momentum 0.9."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of splits, initial weights and order of the data."""
-    starts: int = 5
+    starts: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Random starts, trained side by side."""
-    eval_every: int = 10
+    eval_every: Positive = 10
     """Steps between two evaluations on the whole test split."""
     out: Path = Path("runs/train")
     """Directory of the run, new or empty unless `--resume` is given."""
@@ -59,18 +52,7 @@ class TrainConfig:
 
 def check(config: TrainConfig) -> None:
     """Raises `UserError` for an option out of its limits."""
-    for name, (low, high) in _LIMITS.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            bound = f"at least {low}" if value < low else f"at most {high}"
-            raise UserError(
-                f"`{flag(name)}` must be {bound}, got {value}. Pass another number."
-            )
-    if not (math.isfinite(config.lr) and config.lr > 0):
-        raise UserError(
-            f"`--lr` must be positive and finite, got {config.lr}. "
-            "Pass a number like 0.1."
-        )
+    check_limits(config)
     size = TRAIN_SIZES[config.data]
     if config.batch_size > size:
         raise UserError(

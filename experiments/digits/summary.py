@@ -1,34 +1,34 @@
-"""What the learning curves of a run say, as numbers and as a table."""
+"""What the learning curves of a run say, in numbers."""
 
 import math
-from typing import NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
-from scipy import stats
+
+from experiments.claims.lab import rows as lab
+from experiments.claims.lab.statistics import effect
+from experiments.claims.lab.table import Table
 
 THRESHOLD = 0.95
-CONFIDENCE = 0.95
+_SERIES = ("step", "seconds", "train_loss", "test_loss", "test_accuracy")
 
 
-class Curves(NamedTuple):
-    """The measurements of one arm: T evaluations of S starts.
+class Measured(msgspec.Struct):
+    """What a checkpoint holds beside the states.
 
     Attributes:
-        steps: steps taken at each evaluation, (T,).
-        seconds: training time up to then, of all starts together, (T,).
-        accuracy: on the test split, (T, S), 0 to 1.
-        train_loss: mean since the evaluation before, (T, S); nan at step 0.
-        test_loss: (T, S); nan where it was not finite.
+        rows: the lines of `metrics.jsonl`.
+        train_seconds: arm to the time its steps took, all starts together.
+        compile_seconds: arm to the time its compilation took in the latest session.
     """
 
-    steps: np.ndarray
-    seconds: np.ndarray
-    accuracy: np.ndarray
-    train_loss: np.ndarray
-    test_loss: np.ndarray
+    rows: list[dict[str, Any]]
+    train_seconds: dict[str, float]
+    compile_seconds: dict[str, float]
 
 
-class Spread(NamedTuple):
+class Spread(msgspec.Struct):
     """Median and range over the starts; infinite where a start did not get there."""
 
     median: float
@@ -36,7 +36,7 @@ class Spread(NamedTuple):
     high: float
 
 
-class Interval(NamedTuple):
+class Interval(msgspec.Struct):
     """A mean over the starts and its 95 % t interval; nan from a single start.
 
     The interval is cut where the values must end: a share is in [0, 1].
@@ -47,7 +47,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class ArmSummary(NamedTuple):
+class Arm(msgspec.Struct):
     """The results of one arm.
 
     Attributes:
@@ -68,57 +68,45 @@ class ArmSummary(NamedTuple):
     train_seconds: float
 
 
-def curves(rows: list[dict], arm: str) -> Curves:
-    """Collects the lines of `metrics.jsonl` that belong to `arm`."""
-    mine = [row for row in rows if row["arm"] == arm]
-    starts = 1 + max(row["start"] for row in mine)
-
-    def table(key: str) -> np.ndarray:
-        values = [math.nan if row[key] is None else row[key] for row in mine]
-        return np.array(values, float).reshape(-1, starts)
-
-    return Curves(
-        table("step")[:, 0].astype(int),
-        table("seconds")[:, 0],
-        table("test_accuracy"),
-        table("train_loss"),
-        table("test_loss"),
+def table(rows: list[dict], *, lr: float) -> Table:
+    """Returns the lines of `metrics.jsonl` as series of each arm and start."""
+    own: dict[tuple[str, int], list[dict]] = {}
+    for row in rows:
+        own.setdefault((row["arm"], row["start"]), []).append(row)
+    return Table(
+        lab.row(
+            *(arm, start, {"lr": lr}),
+            {"test_accuracy": mine[-1]["test_accuracy"]},
+            {name: [row[name] for row in mine] for name in _SERIES},
+        )
+        for (arm, start), mine in own.items()
     )
 
 
-def summarize(arm: Curves) -> ArmSummary:
-    """Returns the results that `arm` shows."""
-    steps, seconds = first_reached(arm, arm.steps), first_reached(arm, arm.seconds)
-    return ArmSummary(
-        starts=arm.accuracy.shape[1],
+def summarize(found: Table, arm: str) -> Arm:
+    """Returns the results of `arm`."""
+    steps, seconds = (
+        found.reached(arm, THRESHOLD, along=name) for name in ("step", "seconds")
+    )
+    return Arm(
+        starts=len(steps),
         reached=int(np.isfinite(steps).sum()),
-        diverged=int((~np.isfinite(arm.test_loss[-1])).sum()),
-        steps=Spread(float(np.median(steps)), float(steps.min()), float(steps.max())),
-        seconds=Spread(
-            float(np.median(seconds)), float(seconds.min()), float(seconds.max())
-        ),
-        accuracy=interval(arm.accuracy[-1], 0, 1),
-        train_seconds=float(arm.seconds[-1]),
+        diverged=int((~np.isfinite(found.series(arm, "test_loss")[:, -1])).sum()),
+        steps=Spread(float(np.median(steps)), steps.min(), steps.max()),
+        seconds=Spread(float(np.median(seconds)), seconds.min(), seconds.max()),
+        accuracy=interval(found.values(arm, "test_accuracy"), 0, 1),
+        train_seconds=float(found.series(arm, "seconds")[0, -1]),
     )
-
-
-def first_reached(arm: Curves, scale: np.ndarray) -> np.ndarray:
-    """Returns `scale` where each start first is at the threshold, (S,), or infinity."""
-    above = arm.accuracy >= THRESHOLD
-    return np.where(above.any(axis=0), scale[above.argmax(axis=0)], np.inf)
 
 
 def interval(values: np.ndarray, lowest: float, highest: float) -> Interval:
     """Returns the mean of `values`, (S,), and its t interval within the limits."""
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return Interval(mean, math.nan, math.nan)
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-    half = float(quantile * values.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, max(mean - half, lowest), min(mean + half, highest))
+    found = effect(values, least=0.0)
+    low, high = found.t if found.n > 1 else (math.nan, math.nan)
+    return Interval(found.mean, max(low, lowest), min(high, highest))
 
 
-def compare(arm: Curves, plain: Curves) -> tuple[Interval, float, int]:
+def compare(found: Table, arm: str, plain: str) -> tuple[Interval, float, int]:
     """Compares two arms start by start.
 
     Returns:
@@ -126,8 +114,8 @@ def compare(arm: Curves, plain: Curves) -> tuple[Interval, float, int]:
         to the threshold (the median over the starts where both get there), and how many
         starts these are.
     """
-    difference = interval(arm.accuracy[-1] - plain.accuracy[-1], -1, 1)
-    mine, other = first_reached(arm, arm.steps), first_reached(plain, plain.steps)
+    gain = found.values(arm, "test_accuracy") - found.values(plain, "test_accuracy")
+    mine, other = (found.reached(name, THRESHOLD) for name in (arm, plain))
     both = np.isfinite(mine) & np.isfinite(other)
     ratio = np.median(other[both] / np.maximum(mine[both], 1)) if both.any() else np.nan
-    return difference, float(ratio), int(both.sum())
+    return interval(gain, -1, 1), float(ratio), int(both.sum())

@@ -1,7 +1,7 @@
 """Training at scale: the same step on one device, on a mesh, on many hosts.
 
 config, options    what can be chosen, the named configurations; checked, remembered
-resnet, resnet_nnx, network    ResNets of linen and nnx, as the same pure functions
+network    ResNets of linen and nnx, as the same pure functions
 optimizer          SGD with momentum, warm-up and cosine
 sources, source_files, augment, pipeline    images to batches, the same batches on
                    any number of processes
@@ -9,6 +9,5 @@ layout, step       where arrays lie; one training step, in any layout
 processes, preemption    several processes; one that is lost, one that must end
 checkpoint, metrics, memory    what a run leaves behind
 train, session     the command, and the loop
-saved, arrays, evaluate, recalibrate, fold, export    what is done with a run
-cost, hlo, simulated, collectives    what devices exchange: a model, and as compiled
+arrays, evaluate, recalibrate, fold, export    what is done with a run
 """

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-import experiments
 import jaxbn
 from experiments.common import environment, processes
 from experiments.common.errors import UserError, writing
@@ -63,7 +62,7 @@ def _program() -> dict[str, object]:
     found = environment.describe()
     versions = found["packages"].items()
     return {f"The version of {name}": version for name, version in versions} | {
-        "The code of jaxbn": _code(),
+        "The code of jaxbn": environment.sources("jaxbn", "experiments"),
         "The backend of JAX": found["backend"],
         "JAX_ENABLE_X64": found["x64"],
         "JAX_DEFAULT_MATMUL_PRECISION": found["matmul_precision"],
@@ -120,12 +119,3 @@ def _find(path: Path, wanted: str) -> None:
         f"`--out` must be one directory that all processes share, got '{path.parent}', "
         "where process 0 does not write. Pass one on a shared file system."
     )
-
-
-def _code() -> str:
-    total = hashlib.sha256()
-    for package in (jaxbn, experiments):
-        top = Path(str(package.__file__)).parent
-        for path in sorted(top.rglob("*.py")):
-            total.update(str(path.relative_to(top)).encode() + path.read_bytes())
-    return total.hexdigest()[:12]

@@ -1,18 +1,22 @@
-"""Files with the arrays of a network, beside the checkpoints of a run."""
+"""The arrays of a trained run, and files of them beside its checkpoints."""
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors  # noqa: F401  missing when a command begins, not when it ends
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.common import files
+from experiments.common import checkpoint, files
 from experiments.common.errors import UserError, writing
-from experiments.scale import saved
-from experiments.scale.config import ScaleConfig
-from experiments.scale.network import Network, Variables
+from experiments.scale.config import Devices, ScaleConfig, Session
+from experiments.scale.network import Network, Variables, make_network
+from experiments.scale.optimizer import make_optimizer
+from experiments.scale.options import identity, stored
+from experiments.scale.step import Step
 from jaxbn.interop import read_safetensors, write_safetensors
 
 _STATISTICS = "batch_stats.safetensors"
@@ -22,12 +26,45 @@ _MAKE = "Make new ones with python -m experiments recalibrate."
 def load_run(
     out: Path, *, statistics: Path | None
 ) -> tuple[ScaleConfig, Network, Variables]:
-    """As `saved.load_run`, with the running statistics in `statistics` if given."""
-    begun, network, variables = saved.load_run(out)
+    """Returns the options of the run in `out`, its network, and its newest variables.
+
+    The network is for one device, whatever the run was trained on. No file is changed.
+
+    Args:
+        out: directory of the run.
+        statistics: that of other running statistics, by `write_statistics`.
+
+    Raises:
+        UserError: if `out` holds no run with a whole checkpoint.
+    """
+    if not (out / "config.json").is_file():
+        raise UserError(
+            f"`--out` must hold a run, got '{out}'. Train one first: "
+            "python -m experiments train --config NAME --out DIR."
+        )
+    config = stored(ScaleConfig(session=Session(out=out)))
+    config = dataclasses.replace(config, devices=Devices())
+    network = make_network(
+        dataclasses.replace(config.model, bn_sync="global"),
+        config.data,
+        batch_size=config.optimizer.batch_size,
+        data_devices=1,
+        axis_name=None,
+    )
+    step = Step(network, make_optimizer(config.optimizer), 1)
+    state = checkpoint.read_newest(identity(config), _on_one_device(step)).state
+    batch_stats = state.batch_stats
     if statistics is not None:
-        found = read_tree(statistics / _STATISTICS, like=variables.batch_stats)
-        variables = variables._replace(batch_stats=found)
-    return begun, network, variables
+        batch_stats = read_tree(statistics / _STATISTICS, like=batch_stats)
+    return config, network, Variables(state.params, batch_stats)
+
+
+def _on_one_device(step: Step):
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(step.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+    )
 
 
 def write_statistics(folder: Path, batch_stats: Any, about: dict) -> None:
@@ -61,7 +98,9 @@ def _in_use(path: Path) -> bool:
 def write_tree(path: Path, tree: Any) -> None:
     """Writes nested dictionaries of arrays as a safetensors file, all or nothing."""
     with writing(path.parent, option="--to"), files.replacing(path) as new:
-        write_safetensors(new, {"/".join(k): np.asarray(v) for k, v in _flat(tree)})
+        write_safetensors(
+            new, {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
+        )
 
 
 def read_tree(path: Path, *, like: Any) -> Any:
@@ -76,7 +115,7 @@ def read_tree(path: Path, *, like: Any) -> Any:
         raise UserError(
             f"'{path}' must be a file with running statistics: {error} {_MAKE}"
         ) from error
-    wanted = {"/".join(key): leaf for key, leaf in _flat(like)}
+    wanted = flatten_dict(like, sep="/")
     if found.keys() != wanted.keys():
         raise UserError(
             f"'{path}' must have the statistics of this network, but has others. "
@@ -84,7 +123,8 @@ def read_tree(path: Path, *, like: Any) -> Any:
         )
     for name, leaf in wanted.items():
         _check(path, name, found[name], leaf)
-    return _filled(like, found, ())
+    arrays = {name: jnp.asarray(found[name]) for name in wanted}
+    return unflatten_dict(arrays, sep="/")
 
 
 def _check(path: Path, name: str, found: np.ndarray, like: Any) -> None:
@@ -98,17 +138,3 @@ def _check(path: Path, name: str, found: np.ndarray, like: Any) -> None:
         raise UserError(
             f"'{path}' must have no negative {name}, got {found.min():.3g}. {_MAKE}"
         )
-
-
-def _flat(tree: Any, path: tuple[str, ...] = ()):
-    if not isinstance(tree, Mapping):
-        yield path, tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, (*path, str(key)))
-
-
-def _filled(like: Any, found: dict[str, np.ndarray], path: tuple[str, ...]) -> Any:
-    if not isinstance(like, Mapping):
-        return jnp.asarray(found["/".join(path)])
-    return {k: _filled(v, found, (*path, str(k))) for k, v in like.items()}

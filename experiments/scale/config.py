@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from msgspec import Meta
+
+from experiments.common.options import Natural, Positive, Rate, Share
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Model:
     """Who shares the statistics of a training step: `global`, the whole batch;
     `device`, the examples of each device; `groups:N`, those of N neighbouring devices;
     `ghost:N`, N consecutive examples."""
-    bn_momentum: float = 0.9
+    bn_momentum: Share = 0.9
     """Weight of the old running statistics."""
     zero_init_last_scale: bool = True
     """Start the last scale of every residual block at zero."""
@@ -45,19 +48,19 @@ class Data:
     """Directory of the files."""
     dataset: str | None = None
     """Name of the data set, for `tfds` and `hf`."""
-    image_size: int = 32
+    image_size: Positive = 32
     """Height and width of the images that the network sees."""
-    channels: int = 3
+    channels: Positive = 3
     """Channels of the images."""
-    classes: int = 10
+    classes: Annotated[int, Meta(ge=2)] = 10
     """Classes."""
-    fake_train_examples: int = 2048
+    fake_train_examples: Positive = 2048
     """Training examples that `fake` makes up."""
-    fake_eval_examples: int = 500
+    fake_eval_examples: Positive = 500
     """Evaluation examples that `fake` makes up."""
     augment: bool = True
     """Random crops and flips of the training images."""
-    loader_threads: int = 2
+    loader_threads: Natural = 2
     """Threads that read and augment, per process; 0: between the steps."""
 
 
@@ -65,23 +68,23 @@ class Data:
 class Optimizer:
     """SGD with momentum."""
 
-    batch_size: int = 128
+    batch_size: Positive = 128
     """Examples per step, of all devices of all processes together."""
-    lr: float = 0.1
+    lr: Rate = 0.1
     """Highest learning rate, for a batch of `lr_batch_size`; grows with the batch."""
-    lr_batch_size: int = 128
+    lr_batch_size: Natural = 128
     """Batch that `lr` is for; 0: `lr` is not scaled."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Steps over which the learning rate rises from zero."""
-    steps: int = 64_000
+    steps: Positive = 64_000
     """Training steps."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Momentum."""
     nesterov: bool = False
     """Nesterov momentum."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
     """L2 penalty on kernels; scale and bias have none."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """Share of the label that is spread over all classes."""
 
 
@@ -92,24 +95,24 @@ class Devices:
     parallel: Literal["jit", "explicit", "shard_map", "pmap"] = "jit"
     """How a step is spread: `jit` with automatic or `explicit` mesh axes, where the
     program is that of one device; `shard_map` or `pmap`, one program per device."""
-    model_devices: int = 1
+    model_devices: Positive = 1
     """Devices that share one copy of the weights (`jit` only); the others share the
     batch."""
     coordinator: str | None = None
     """HOST:PORT of process 0. Found by itself under Slurm, Open MPI and on TPU pods
     with `--distributed`."""
-    processes: int | None = None
+    processes: Annotated[int | None, Meta(ge=1)] = None
     """Number of processes."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, Meta(ge=0)] = None
     """Number of this process, from 0."""
     distributed: bool = False
     """Several processes, found in the environment (Slurm, Open MPI, TPU pods)."""
-    process_timeout: int = 120
+    process_timeout: Positive = 120
     """Seconds after which a step that does not end counts as a lost process."""
-    phase_timeout: int = 1800
+    phase_timeout: Positive = 1800
     """The same for a phase that takes longer: starting and compiling, saving, the first
     batch of an evaluation."""
-    cpu_devices: int | None = None
+    cpu_devices: Annotated[int | None, Meta(ge=1)] = None
     """Simulated devices of this process, on a CPU."""
 
 
@@ -121,11 +124,11 @@ class Session:
     """Directory of the run, new or empty unless `--resume` is given."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in `--out`, or begin it if there is none."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Positive = 1000
     """Steps between two checkpoints."""
-    keep: int = 2
+    keep: Annotated[int, Meta(ge=2)] = 2
     """Checkpoints that are kept."""
-    log_every: int = 20
+    log_every: Positive = 20
     """Steps between two lines of `metrics.jsonl`."""
     profile: str | None = None
     """START:COUNT, the steps of which a trace for XProf is written to `--out`."""
@@ -146,11 +149,11 @@ class ScaleConfig:
     optimizer: tyro.conf.OmitArgPrefixes[Optimizer] = field(default_factory=Optimizer)
     devices: tyro.conf.OmitArgPrefixes[Devices] = field(default_factory=Devices)
     session: tyro.conf.OmitArgPrefixes[Session] = field(default_factory=Session)
-    seed: int = 0
+    seed: Natural = 0
     """Seed of initial weights, order of the data, and augmentation."""
-    eval_every: int = 1000
+    eval_every: Positive = 1000
     """Steps between two evaluations."""
-    stop_after_nonfinite: int = 10
+    stop_after_nonfinite: Positive = 10
     """Non-finite steps in a row, each of them skipped, after which the run stops."""
 
     @property

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from experiments.common import files
 from experiments.common.errors import UserError, writing
+from experiments.common.options import Natural, Positive, check_limits
 from experiments.scale import arrays, pipeline, recalibrate
 from experiments.scale.network import Network, Variables
-from experiments.scale.step import evaluate
+from experiments.scale.step import evaluate, means
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class EvalConfig:
     """Normalize with the running statistics (`ema`), with those of `--samples` training
     images for the final weights (`precise`), or with those of each evaluation batch
     (`batch`)."""
-    samples: int = 10_000
+    samples: Positive = 10_000
     """Training images for `precise`."""
-    batch_size: int = 0
+    batch_size: Natural = 0
     """Images at a time; 0: as in training."""
     statistics: Path | None = None
     """Directory of running statistics written by `recalibrate`, in place of those of
@@ -42,7 +42,7 @@ def main(config: EvalConfig) -> int:
 
     The file is `eval_given.json` with `--statistics`, else `eval_` and their kind.
     """
-    recalibrate.check_sizes(samples=config.samples, batch_size=config.batch_size)
+    check_limits(config)
     if config.statistics and config.bn_stats != "ema":
         raise UserError(
             "`--bn-stats` must be ema with `--statistics`, which has running "
@@ -83,9 +83,6 @@ def score(
 
     Returns:
         "loss" and "accuracy" per example, and "examples".
-
-    Raises:
-        UserError: if there is no example.
     """
 
     @jax.jit
@@ -96,17 +93,4 @@ def score(
             logits = network.infer(variables, batch["image"])
         return evaluate(logits, batch)
 
-    totals = np.zeros(3)
-    for batch in batches:
-        totals += [float(value) for value in sums(variables, batch)]
-    loss, right, examples = totals
-    if not examples:
-        raise UserError(
-            "The evaluation data must have at least one example, got none. Check "
-            "`--source` and `--data-dir` of the run."
-        )
-    return {
-        "loss": loss / examples,
-        "accuracy": right / examples,
-        "examples": int(examples),
-    }
+    return means(sums(variables, batch) for batch in batches)

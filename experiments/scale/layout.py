@@ -10,6 +10,7 @@ All four take and return the same arrays: a state that every device holds (or, w
 "data".
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -194,6 +195,23 @@ def make_layout(
     grid = np.array(ordered).reshape(count // share, share)
     mesh = Mesh(grid, (DATA, MODEL), axis_types=(kind, kind))
     return Layout(devices.parallel, mesh)
+
+
+def simulated(count: int) -> list[Any]:
+    """Returns `count` devices that a CPU pretends to be.
+
+    Raises:
+        UserError: if there are fewer, because JAX was told so before.
+    """
+    with contextlib.suppress(RuntimeError):  # the devices are known already
+        jax.config.update("jax_num_cpu_devices", count)
+    found = jax.devices("cpu")
+    if len(found) < count:
+        raise UserError(
+            f"`--devices` must be at most {len(found)}, the number of simulated "
+            f"devices, got {count}. Unset XLA_FLAGS and JAX_NUM_CPU_DEVICES."
+        )
+    return found[:count]
 
 
 def _relabel(array: jax.Array, sharding: NamedSharding) -> jax.Array:

@@ -11,13 +11,12 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from experiments.common import files, records
-from experiments.common.errors import MAKE_ROOM, UserError, writing
+from experiments.common.errors import MAKE_ROOM, package, writing
 
 _NAMES = ("metrics", "speed")
 _Row = dict[str, int | float | None]
@@ -72,12 +71,7 @@ class Writer:
                     self._open(name)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         # What ends the run must not be hidden by a buffer that cannot be written.
         hidden = contextlib.suppress(OSError) if error else contextlib.nullcontext()
         with (
@@ -157,13 +151,6 @@ def _put_aside(path: Path, damage: str) -> None:
 
 
 def _board(out: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"`--tensorboard` must find its package, but there is {error}. "
-            'Install it: pip install "jaxbn[tensorboard]".'
-        ) from error
-    return SummaryWriter(
-        str(out / "tensorboard"), purge_step=step + 1 if step else None
-    )
+    library = package("tensorboardX", what="`--tensorboard`", extra="tensorboard")
+    purge = step + 1 if step else None
+    return library.SummaryWriter(str(out / "tensorboard"), purge_step=purge)

@@ -18,7 +18,7 @@ from jax import Array
 import jaxbn.linen
 import jaxbn.nnx
 from experiments.common.errors import UserError
-from experiments.nets import resnet, resnet_nnx
+from experiments.nets import apart, resnet
 from experiments.scale import config
 
 
@@ -143,7 +143,7 @@ def _norm(model: config.Model, ghost: int | None, axis_name: str | None):
     linen, options = model.api == "linen", {"momentum": model.bn_momentum}
     options |= {"axis_name": axis_name, "dtype": jnp.dtype(model.dtype)}
     if model.norm == "flax":
-        kind = resnet.FlaxBatchNorm if linen else resnet_nnx.FlaxBatchNorm
+        kind = apart.LinenFlaxNorm if linen else apart.NnxFlaxNorm
         return functools.partial(kind, **options)
     library = jaxbn.linen if linen else jaxbn.nnx
     options["debias"] = True
@@ -160,18 +160,15 @@ def _layers(model: config.Model) -> dict[str, Any]:
 
 def _linen(model: config.Model, data: config.Data, norm) -> Network:
     layers = resnet.Layers(norm, **_layers(model))
-    if model.depth == 50:
-        module: nn.Module = resnet.ResNet50(data.classes, layers)
-    else:
-        module = resnet.SmallResNet(model.depth, data.classes, layers)
-    return of_linen(module, _shape(data))
+    sizes = model.depth, data.channels, data.classes
+    return of_linen(resnet.LinenResNet(*sizes, layers), _shape(data))
 
 
 def of_linen(module: nn.Module, shape: tuple[int, int, int]) -> Network:
     """The pure functions of a linen module, which may have no running statistics.
 
     Args:
-        module: called as `resnet.ResNet50` is.
+        module: called as `resnet.LinenResNet` is.
         shape: of an image.
     """
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -194,12 +191,9 @@ def of_linen(module: nn.Module, shape: tuple[int, int, int]) -> Network:
 
 def _nnx(model: config.Model, data: config.Data, norm) -> Network:
     def make(key):
-        layers = resnet_nnx.Layers(norm, nnx.Rngs(key), **_layers(model))
-        channels, classes = data.channels, data.classes
-        if model.depth == 50:
-            made: nnx.Module = resnet_nnx.ResNet50(channels, classes, layers)
-        else:
-            made = resnet_nnx.SmallResNet(model.depth, channels, classes, layers)
+        layers = resnet.Layers(norm, rngs=nnx.Rngs(key), **_layers(model))
+        sizes = model.depth, data.channels, data.classes
+        made = resnet.NnxResNet(*sizes, layers)
         made.eval()
         return made
 

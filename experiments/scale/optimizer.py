@@ -1,11 +1,10 @@
 """SGD as in the papers on residual networks and large batches."""
 
-import jax.numpy as jnp
 import optax
-from jax import Array
 
 import jaxbn.optim
 from experiments.common.errors import UserError
+from experiments.common.options import check_limits
 from experiments.scale import config
 
 
@@ -37,16 +36,9 @@ def learning_rate(options: config.Optimizer) -> optax.Schedule:
     highest = options.lr
     if options.lr_batch_size:
         highest *= options.batch_size / options.lr_batch_size
-    warmup, rest = options.warmup_steps, options.steps - options.warmup_steps
-
-    def schedule(count) -> Array:
-        done = jnp.asarray(count, jnp.float32)
-        rising = done / max(warmup, 1)
-        along = jnp.clip((done - warmup) / max(rest, 1), 0.0, 1.0)
-        falling = (1 + jnp.cos(jnp.pi * along)) / 2
-        return highest * jnp.where(done < warmup, rising, falling)
-
-    return schedule
+    # Where the warm-up lasts until the end, nothing is left to fall.
+    end = max(options.steps, options.warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, highest, options.warmup_steps, end)
 
 
 def make_optimizer(options: config.Optimizer) -> optax.GradientTransformation:
@@ -70,22 +62,9 @@ def make_optimizer(options: config.Optimizer) -> optax.GradientTransformation:
 
 
 def _check(options: config.Optimizer) -> None:
-    if options.batch_size < 1 or options.steps < 1:
-        name = "steps" if options.steps < 1 else "batch-size"
-        number = min(options.steps, options.batch_size)
-        raise UserError(f"`--{name}` must be positive, got {number}. Pass at least 1.")
-    if not 0 <= options.warmup_steps <= options.steps:
+    check_limits(options)
+    if options.warmup_steps > options.steps:
         raise UserError(
-            f"`--warmup-steps` must be in [0, {options.steps}], the number of steps, "
+            f"`--warmup-steps` must be at most {options.steps}, the number of steps, "
             f"got {options.warmup_steps}. Pass fewer, or more `--steps`."
         )
-    if not 0 <= options.momentum < 1:
-        raise UserError(
-            f"`--momentum` must be in [0, 1), got {options.momentum}. Pass 0.9."
-        )
-    for name in ("lr", "lr_batch_size", "weight_decay"):
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise UserError(
-                f"`--{name.replace('_', '-')}` must be finite and not negative, got "
-                f"{getattr(options, name)}. Pass 0 to switch it off."
-            )

@@ -1,45 +1,18 @@
 """Checks the options, and remembers those of a run in its `config.json`."""
 
+import argparse
 import dataclasses
-import math
-import shlex
 from pathlib import Path
 from typing import Any
 
-from experiments.common import records, remembered
-from experiments.common.errors import UserError
-from experiments.common.options import flag
-from experiments.scale.config import CONFIGS, ScaleConfig
+import msgspec
 
-_LEAST = {
-    "image_size": 1,
-    "channels": 1,
-    "classes": 2,
-    "fake_train_examples": 1,
-    "fake_eval_examples": 1,
-    "loader_threads": 0,
-    "batch_size": 1,
-    "lr_batch_size": 0,
-    "warmup_steps": 0,
-    "steps": 1,
-    "model_devices": 1,
-    "processes": 1,
-    "process_id": 0,
-    "process_timeout": 1,
-    "phase_timeout": 1,
-    "cpu_devices": 1,
-    "checkpoint_every": 1,
-    "keep": 2,
-    "log_every": 1,
-    "seed": 0,
-    "eval_every": 1,
-    "stop_after_nonfinite": 1,
-    "momentum": 0,
-    "weight_decay": 0,
-    "label_smoothing": 0,
-    "bn_momentum": 0,
-}
-_BELOW_ONE = ("momentum", "label_smoothing", "bn_momentum")
+from experiments.common import checkpoint, errors, records, remembered
+from experiments.common.errors import UserError
+from experiments.common.options import check_limits, flag
+from experiments.scale.config import CONFIGS, ScaleConfig
+from experiments.scale.metrics import Written
+
 # What a session may change without making it another run; some of it is remembered.
 _FREE = {
     "session": ("checkpoint_every", "keep", "log_every"),
@@ -56,25 +29,7 @@ def check(config: ScaleConfig) -> None:
             f"`--config` must be one of {known}, got {config.config!r}. "
             "Pass one of them."
         )
-    options = flat(config)
-    for name, least in _LEAST.items():
-        value = options[name]
-        if value is not None and not value >= least:
-            raise UserError(
-                f"`{flag(name)}` must be at least {least}, got {value}. "
-                "Pass a larger number."
-            )
-    for name in _BELOW_ONE:
-        if not options[name] < 1:
-            raise UserError(
-                f"`{flag(name)}` must be below 1, got {options[name]}. "
-                "Pass a smaller number."
-            )
-    if not (math.isfinite(config.optimizer.lr) and config.optimizer.lr > 0):
-        raise UserError(
-            f"`--lr` must be positive and finite, got {config.optimizer.lr}. "
-            "Pass a number like 0.1."
-        )
+    check_limits(config)
     if config.devices.model_devices > 1 and config.devices.parallel != "jit":
         raise UserError(
             "`--model-devices` must be 1 with `--parallel "
@@ -129,7 +84,7 @@ def placement(config: ScaleConfig) -> dict[str, Any]:
 
 def again(config: ScaleConfig) -> str:
     """Returns the command line that continues a run, with all it needs here."""
-    words = ["--resume", "--out", str(config.out)]
+    words: list[object] = ["--out", config.out]
     default = ScaleConfig()
     for part in _FREE:
         own, usual = getattr(config, part), getattr(default, part)
@@ -137,9 +92,9 @@ def again(config: ScaleConfig) -> str:
             value = getattr(own, name)
             free = name not in (*_REMEMBERED, "out", "resume", "profile")
             if free and value != getattr(usual, name):
-                words += [flag(name)] + ([] if value is True else [str(value)])
-    line = shlex.join(["python", "-m", "experiments", "train", *words])
+                words += [flag(name)] + ([] if value is True else [value])
     own = ", each process with its own `--process-id`"
+    line = errors.again("train", *words)
     return line + (own if config.devices.coordinator else "")
 
 
@@ -180,29 +135,40 @@ def _decisive(config: ScaleConfig) -> dict[str, Any]:
 
 def named(arguments: list[str]) -> str | None:
     """Returns the configuration that a command line names, itself or by its run."""
-    if (name := _given(arguments, "--config")) is not None:
-        return name
-    out = _given(arguments, "--out")
-    if "--resume" not in arguments or out is None:
-        return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    parser.add_argument("--out", nargs="?", type=Path)
+    parser.add_argument("--resume", nargs="?", const="yes")
+    given, _ = parser.parse_known_args(arguments)
+    if given.config or not given.resume or not given.out:
+        return given.config
     try:
-        content = records.read(Path(out) / "config.json", remembered.Options)
+        content = records.read(given.out / "config.json", remembered.Options)
         return str(content["config"])
     except (records.DamagedError, KeyError):
         return None
-
-
-def _given(arguments: list[str], option: str) -> str | None:
-    """The value of an option, written `--option VALUE` or `--option=VALUE`."""
-    for n, word in enumerate(arguments):
-        if word == option and n + 1 < len(arguments):
-            return arguments[n + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
 
 
 def _as_default(config: ScaleConfig) -> ScaleConfig:
     # The command line is read once more on top of it, `--resume` included.
     session = dataclasses.replace(config.session, resume=False)
     return dataclasses.replace(config, session=session)
+
+
+class Beside(msgspec.Struct):
+    """What a checkpoint holds beside the arrays.
+
+    Attributes:
+        stream: position in the training data.
+        group: examples that share statistics, None for the whole batch.
+        files: what the files of metrics held.
+    """
+
+    stream: dict[str, Any]
+    group: int | None
+    files: dict[str, Written]
+
+
+def identity(config: ScaleConfig) -> checkpoint.Identity[Beside]:
+    """Returns which run the checkpoints in `config.out` must be of."""
+    return checkpoint.Identity(config.out, fingerprint(config), Beside)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.errors import UserError
+from experiments.common.errors import UserError, package
 from experiments.scale import augment, config
 from experiments.scale.sources import Source, open_source
 
@@ -49,7 +49,7 @@ def train_batches(
     Raises:
         UserError: if an option does not fit, or the data cannot be read.
     """
-    grain = _grain()
+    grain = package("grain", what="Training", extra="data")
     rows = rows_of(batch_size, process=process, processes=processes)
     if source is None:
         source = open_source(data, split="train")
@@ -86,7 +86,7 @@ def eval_batches(
         filled up with rows that the mask says not to count: over all processes, each
         example counts exactly once.
     """
-    grain = _grain()
+    grain = package("grain", what="Training", extra="data")
     rows = rows_of(batch_size, process=process, processes=processes)
     if source is None:
         source = open_source(data, split="eval")
@@ -133,23 +133,7 @@ def _examples(
 
 
 def _read_options(grain: Any, data: config.Data) -> Any:
-    if data.loader_threads < 0:
-        raise UserError(
-            f"`--loader-threads` must not be negative, got {data.loader_threads}. "
-            "Pass 0 to read in the thread that trains."
-        )
     ahead = _BATCHES_AHEAD if data.loader_threads else 0
     return grain.ReadOptions(
         num_threads=data.loader_threads, prefetch_buffer_size=ahead
     )
-
-
-def _grain() -> Any:
-    try:
-        import grain
-    except ImportError as error:
-        raise UserError(
-            "Training must find the package grain, but it is not installed. "
-            'Install it: pip install "jaxbn[data]".'
-        ) from error
-    return grain

@@ -24,7 +24,7 @@ class Preemption(Interrupt):
         super().__init__(numbers=ours, text="saving, then stopping")
 
     def due(self, step: int) -> bool:
-        """Tells whether to stop now; all processes must ask after every step."""
+        """As of `Interrupt`; all processes must ask after every step."""
         if self._alone:
             return self.requested
         return multihost_utils.reached_preemption_sync_point(step)

@@ -1,13 +1,13 @@
 """A trace of some steps, for XProf."""
 
+import contextlib
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
 
 
-class Profile:
+class Profile(contextlib.ExitStack):
     """Traces steps into `out/profile`, as far as the session takes them.
 
     Use it with `with`: a trace is written however the session ends.
@@ -19,33 +19,20 @@ class Profile:
     """
 
     def __init__(self, out: Path, steps: range):
+        super().__init__()
         self.out, self.steps, self.runs = out, steps, False
-
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop()
 
     def before(self, step: int) -> None:
         """Begins the trace if `step`, counted from 1, is one of the steps."""
         # A session that goes on from a later step traces those that are left.
         if step - 1 in self.steps and not self.runs:
             jax.profiler.start_trace(str(self.out / "profile"))
+            self.callback(jax.profiler.stop_trace)
             self.runs = True
 
     def after(self, step: int, result: Any) -> None:
         """Ends the trace after the last of its steps, once `result` is there."""
         if self.runs and step == self.steps.stop:
             jax.block_until_ready(result)
-            self._stop()
-
-    def _stop(self) -> None:
-        if self.runs:
             self.runs = False
-            jax.profiler.stop_trace()
+            self.close()

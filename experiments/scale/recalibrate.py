@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 import jaxbn.deploy
-from experiments.common.errors import UserError
+from experiments.common.options import Natural, Positive, check_limits
 from experiments.scale import arrays, pipeline
 from experiments.scale.config import ScaleConfig
 from experiments.scale.network import Network, Variables, with_variables
@@ -32,15 +32,15 @@ class RecalibrateConfig:
     """Directory of the run; nothing in it is changed but for the new directory."""
     to: Path | None = None
     """Directory of the new statistics. Default: `recalibrated` in that of the run."""
-    samples: int = 10_000
+    samples: Positive = 10_000
     """Training images."""
-    batch_size: int = 0
+    batch_size: Natural = 0
     """Images at a time, which are normalized together; 0: as in training."""
 
 
 def main(config: RecalibrateConfig) -> int:
     """Writes the statistics, for `--statistics` of other commands."""
-    check_sizes(samples=config.samples, batch_size=config.batch_size)
+    check_limits(config)
     begun, network, variables = arrays.load_run(config.out, statistics=None)
     to = config.to or config.out / "recalibrated"
     arrays.new_folder(to, option="--to")
@@ -64,17 +64,6 @@ def training_batches(begun: ScaleConfig, samples: int, size: int) -> Iterator[di
     for number in range(math.ceil(samples / size)):
         mask = np.arange(size) < samples - number * size
         yield next(stream) | {"mask": mask}
-
-
-def check_sizes(*, samples: int, batch_size: int) -> None:
-    """Raises `UserError` for a number of examples that makes no sense."""
-    if samples < 1:
-        raise UserError(f"`--samples` must be positive, got {samples}. Pass 10000.")
-    if batch_size < 0:
-        raise UserError(
-            f"`--batch-size` must not be negative, got {batch_size}. Pass 0 for that "
-            "of the training."
-        )
 
 
 def recalibrated(

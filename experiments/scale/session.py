@@ -13,16 +13,15 @@ from experiments.common.progress import StepProgress
 from experiments.scale import pipeline
 from experiments.scale.config import ScaleConfig
 from experiments.scale.deadline import Deadline
-from experiments.scale.identity import Beside, identity
 from experiments.scale.layout import Layout
 from experiments.scale.memory import process_peak_bytes, report
 from experiments.scale.metrics import Writer
 from experiments.scale.network import Variables
 from experiments.scale.optimizer import learning_rate
-from experiments.scale.options import profiled_steps
+from experiments.scale.options import Beside, identity, profiled_steps
 from experiments.scale.profile import Profile
 from experiments.scale.sources import Source, open_source
-from experiments.scale.step import Metrics, Step, TrainState, evaluate
+from experiments.scale.step import Metrics, Step, Sums, TrainState, evaluate, means
 
 RESULTS = ("summary.json", "metrics.jsonl", "speed.jsonl")
 """Files that stay as they are when a run has taken all of its steps."""
@@ -87,24 +86,27 @@ class Position(NamedTuple):
 
 
 class Session:
-    """The loop. `train` yields the number of steps taken, after each of them."""
+    """The steps of a run, as `loop.complete` takes them."""
 
     def __init__(
         self,
         run: Run,
+        position: Position,
         evaluation: Iterable[dict],
         deadline: Deadline,
         writer: Writer,
         progress: StepProgress,
     ):
         self.run, self.evaluation, self.deadline = run, evaluation, deadline
+        self.state, self.batches = position
         self.writer, self.progress = writer, progress
         self.rate = learning_rate(run.config.optimizer)
-
-    def train(self, position: Position) -> Generator[int]:
-        config, layout = self.run.config, self.run.layout
-        self.state, self.batches = position
         self.first = int(self.state.step)
+        self.out, self.last = run.config.out, run.config.optimizer.steps
+
+    def steps(self) -> Generator[int]:
+        """Yields the number of steps taken, after each of them."""
+        config, layout = self.run.config, self.run.layout
         self.progress.say("compiling")
         step_once = layout.spread(self.run.step, self.state)
         self.score = layout.reduce(self._sums)
@@ -115,7 +117,7 @@ class Session:
 
     def _steps(self, step_once: Any, profile: Profile) -> Generator[int]:
         config, late = self.run.config, None
-        for step in range(self.first + 1, config.optimizer.steps + 1):
+        for step in range(self.first + 1, self.last + 1):
             profile.before(step)
             batch = self._next()
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -143,7 +145,7 @@ class Session:
             )
         self._clock(step)
 
-    def finish(self) -> int:
+    def finish(self) -> None:
         """Evaluates, saves and prints what came out of it."""
         config, state = self.run.config, self.state
         found = self._evaluate() | {
@@ -160,11 +162,10 @@ class Session:
                 f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} "
                 f"on {found['examples']} examples\nfiles: {config.out}"
             )
-        return 0
 
     def _after(self, step: int, metrics: Metrics) -> None:
         config = self.run.config
-        last = step == config.optimizer.steps
+        last = step == self.last
         if step % config.session.log_every == 0 or last:
             self._log(step, metrics)
         if step % config.eval_every == 0 and not last:
@@ -210,19 +211,15 @@ class Session:
             )
 
     def _evaluate(self) -> dict[str, Any]:
-        totals = [0.0, 0, 0]
         with self.deadline.phase("evaluating"):
-            for rows in self.evaluation:
-                sums = self.score(self.state, self.run.layout.put_batch(rows))
-                totals = [t + s.item() for t, s in zip(totals, sums, strict=True)]
-                self.deadline.beat("a batch of the evaluation")
-        loss, right, examples = totals
+            found = means(map(self._score, self.evaluation))
         self._clock(int(self.state.step))
-        return {
-            "loss": loss / examples,
-            "accuracy": right / examples,
-            "examples": examples,
-        }
+        return found
+
+    def _score(self, rows: dict) -> Sums:
+        sums = self.score(self.state, self.run.layout.put_batch(rows))
+        self.deadline.beat("a batch of the evaluation")
+        return sums
 
     def _sums(self, state: TrainState, batch: dict) -> Any:
         variables = Variables(state.params, state.batch_stats)

@@ -1,7 +1,6 @@
 """Data sets in files of this machine: CIFAR, MNIST and ArrayRecord."""
 
 import contextlib
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.common import idx
-from experiments.common.errors import UserError, one_line
+from experiments.common.errors import UserError, first_line, package
 from experiments.scale import config, images
 
 Split = Literal["train", "eval"]
@@ -76,7 +75,7 @@ def cifar_binary(data: config.Data, split: Split) -> Arrays:
             records = np.memmap(path, np.uint8, "r").reshape(-1, _CIFAR_RECORD)
         except OSError as error:
             raise UserError(
-                f"`{path}` must be a readable file, got: {one_line(error)}. Copy it "
+                f"`{path}` must be a readable file, got: {first_line(error)}. Copy it "
                 "again."
             ) from error
         if records[:, 0].max() > 9:
@@ -152,7 +151,7 @@ def array_record(data: config.Data, split: Split) -> ArrayRecords:
     except Exception as error:
         raise UserError(
             f"`{data.data_dir}/{pattern}` must be whole ArrayRecord files, got: "
-            f"{one_line(error)}. Write them again."
+            f"{first_line(error)}. Write them again."
         ) from error
     return ArrayRecords(records, data.channels, f"{data.data_dir}/{pattern}")
 
@@ -215,7 +214,7 @@ def reading(what: str, advice: str) -> Iterator[None]:
         yield
     except Exception as error:  # of a library, which may raise anything
         raise UserError(
-            f"{what} must be an image and its label, got: {one_line(error)}. {advice}"
+            f"{what} must be an image and its label, got: {first_line(error)}. {advice}"
         ) from error
 
 
@@ -229,10 +228,5 @@ def _existing(path: Path, source: str) -> Path:
 
 
 def _array_record(part: str) -> Any:
-    try:
-        return importlib.import_module(f"array_record.python.array_record_{part}")
-    except ImportError as error:
-        raise UserError(
-            "`--source arrayrecord` must find the package array_record, but there is "
-            f'{one_line(error)}. Install it: pip install "jaxbn[data]".'
-        ) from error
+    name = f"array_record.python.array_record_{part}"
+    return package(name, what="`--source arrayrecord`", extra="data")

@@ -5,14 +5,13 @@ downloaded but by `hf` without `--data-dir`.
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.common.errors import UserError, one_line
+from experiments.common.errors import UserError, first_line, package
 from experiments.scale import config, images, source_files
 from experiments.scale.source_files import Split, inside, reading
 
@@ -120,7 +119,7 @@ class Table:
 
 
 def _tfds(data: config.Data, split: Split) -> Source:
-    library = _library("tensorflow_datasets", "tfds")
+    library = package("tensorflow_datasets", what="`--source tfds`", extra="tfds")
     name, split_name = _dataset(data), "train"
     try:
         info = library.builder(name, data_dir=data.data_dir).info
@@ -132,7 +131,7 @@ def _tfds(data: config.Data, split: Split) -> Source:
     except Exception as error:
         raise UserError(
             f"`--dataset` must be a data set that TFDS has prepared for random access, "
-            f"got {name!r} in {data.data_dir}: {one_line(error)}. Prepare it with "
+            f"got {name!r} in {data.data_dir}: {first_line(error)}. Prepare it with "
             f"tfds build {name} --file_format=array_record."
         ) from error
     keys = info.supervised_keys or ("image", "label")
@@ -140,7 +139,7 @@ def _tfds(data: config.Data, split: Split) -> Source:
 
 
 def _hf(data: config.Data, split: Split) -> Source:
-    library = _library("datasets", "hf")
+    library = package("datasets", what="`--source hf`", extra="hf")
     try:
         if data.data_dir is not None:
             splits = library.load_from_disk(str(data.data_dir))
@@ -151,7 +150,7 @@ def _hf(data: config.Data, split: Split) -> Source:
     except Exception as error:
         raise UserError(
             "`--data-dir` or `--dataset` must name a data set of Hugging Face, got "
-            f"{data.data_dir or data.dataset}: {one_line(error)}. Write one with "
+            f"{data.data_dir or data.dataset}: {first_line(error)}. Write one with "
             "DatasetDict.save_to_disk, or pass the name of one on the hub."
         ) from error
     what = f"`--source hf` {data.data_dir or data.dataset}"
@@ -190,16 +189,6 @@ def _key(names: list[str], wanted: tuple[str, ...], what: str) -> str:
         f"{what} must have a column named one of {list(wanted)}, got {sorted(names)}. "
         "Rename the column."
     )
-
-
-def _library(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"`--source {extra}` must find the package {module}, but there is "
-            f'{one_line(error)}. Install it: pip install "jaxbn[{extra}]".'
-        ) from error
 
 
 def _dataset(data: config.Data) -> str:

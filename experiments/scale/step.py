@@ -1,14 +1,17 @@
 """One training step and one evaluation step, as pure functions of arrays."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
 import jaxbn.optim
+from experiments.common.errors import UserError
 from experiments.scale.network import Network, Variables
 
 
@@ -68,8 +71,8 @@ class Step:
     network: Network
     tx: optax.GradientTransformation
     batch_size: int
-    label_smoothing: float
-    stop_after: int
+    label_smoothing: float = 0.0
+    stop_after: int = 10
     axis_name: str | None = None
     sum_gradients: bool = False
 
@@ -147,6 +150,23 @@ def evaluate(logits: Array, batch: dict) -> Sums:
     return Sums(
         jnp.where(mask, losses, 0).sum(), (mask & right).sum(), mask.sum(dtype="int32")
     )
+
+
+def means(sums: Iterable[Sums]) -> dict[str, Any]:
+    """Returns "loss" and "accuracy" per example of some batches, and "examples".
+
+    Raises:
+        UserError: if there is no example.
+    """
+    found = np.array([[value.item() for value in one] for one in sums]).reshape(-1, 3)
+    loss, right, examples = found.sum(0).tolist()
+    if not examples:
+        raise UserError(
+            "The evaluation data must have at least one example, got none. Check "
+            "`--source` and `--data-dir` of the run."
+        )
+    mean = {"loss": loss / examples, "accuracy": right / examples}
+    return mean | {"examples": int(examples)}
 
 
 def _cross_entropy(logits: Array, labels: Array, smoothing: float) -> Array:

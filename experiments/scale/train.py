@@ -4,13 +4,12 @@ Run: python -m experiments train --config cifar10-resnet20 --data-dir DIR
 """
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from experiments.common import checkpoint, checksums, environment, processes
+from experiments.common import checkpoint, checksums, environment, loop, processes
 from experiments.common.errors import UserError
 from experiments.common.files import check_new
 from experiments.common.lock import locked
@@ -18,7 +17,6 @@ from experiments.common.progress import StepProgress
 from experiments.scale import agreement, connection
 from experiments.scale.config import CONFIGS, ScaleConfig
 from experiments.scale.deadline import Deadline
-from experiments.scale.identity import identity
 from experiments.scale.layout import make_layout
 from experiments.scale.metrics import Writer, Written
 from experiments.scale.network import ghost_batch_size, make_network
@@ -27,6 +25,7 @@ from experiments.scale.options import (
     again,
     check,
     check_unchanged,
+    identity,
     placement,
     stored,
     to_json,
@@ -57,12 +56,7 @@ def main(config: ScaleConfig) -> int:
             folder = config.session.compilation_cache.absolute()
             jax.config.update("jax_compilation_cache_dir", str(folder))
         run, streams = _claim_directory(config, held)
-        try:
-            return _session(run, streams, deadline)
-        except checkpoint.SaveError as error:
-            # Orbax's threads would complain, at length, of an orderly end.
-            processes.leave(str(error), code=2)
-            raise
+        return _session(run, streams, deadline)
 
 
 def make_run(config: ScaleConfig) -> Run:
@@ -119,7 +113,7 @@ def _session(run: Run, streams: Streams, deadline: Deadline) -> int:
     first, last = int(position.state.step), config.optimizer.steps
     if first == last and (config.out / "summary.json").is_file():
         checksums.check(config.out, *RESULTS)
-        _say(f"nothing left to do: the run took all of its {last} steps")
+        loop.say(f"nothing left to do: the run took all of its {last} steps")
         return 0
     writer = Writer(
         config.out,
@@ -133,15 +127,9 @@ def _session(run: Run, streams: Streams, deadline: Deadline) -> int:
         writer,
         StepProgress(last, begin=first, shown=processes.is_first()) as progress,
     ):
-        session = Session(run, streams.evaluation, deadline, writer, progress)
-        # Closed at the end, whatever ends it: a trace under way is written then.
-        with contextlib.closing(session.train(position)) as steps:
-            for step in steps:
-                if preemption.due(step) and step < last:
-                    session.save()
-                    _say(f"interrupted at step {step}; continue with: {again(config)}")
-                    return 130
-        return session.finish()
+        rest = streams.evaluation, deadline, writer, progress
+        session = Session(run, position, *rest)
+        return loop.complete(session, preemption, again=again(config))
 
 
 def _begin(run: Run, batches: Any) -> tuple[Position, Mapping[str, Written]]:
@@ -160,7 +148,9 @@ def _begin(run: Run, batches: Any) -> tuple[Position, Mapping[str, Written]]:
             "these devices. Use as many as before."
         )
     if int(saved.state.step) < config.optimizer.steps and not _as_before(config):
-        _say("note: other devices or packages than at the start: last bits may differ")
+        loop.say(
+            "note: other devices or packages than at the start: last bits may differ"
+        )
     batches.set_state(saved.data.stream)
     return Position(saved.state, batches), saved.data.files
 
@@ -169,8 +159,3 @@ def _as_before(config: ScaleConfig) -> bool:
     begun = to_json(stored(config))
     same = all(begun[name] == now for name, now in placement(config).items())
     return same and environment.is_that_of(config.out / "environment.json")
-
-
-def _say(text: str) -> None:
-    if processes.is_first():
-        print(text, file=sys.stderr)

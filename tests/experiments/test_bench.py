@@ -39,8 +39,7 @@ def test_accuracy_meets_its_bounds_and_writes_what_it_prints(
 def test_residuals_of_resnet_are_near_those_without_normalization():
     def kept(name):
         way = bench_memory.WAYS[name]
-        model = bench_memory.ResNet50(way, jnp.bfloat16)
-        loss, arguments = bench_memory.problem(model, way, jnp.bfloat16, 8)
+        loss, arguments = bench_memory.problem(way, "bfloat16", 8)
         return bench_memory.residual_bytes(loss, arguments)
 
     none = kept("none")
@@ -52,7 +51,7 @@ def test_residuals_of_resnet_are_near_those_without_normalization():
 
 @pytest.mark.slow
 def test_a_folded_net_gives_the_same_in_the_benchmark():
-    model = bench_fold.resnet((1, 1))
+    model = bench_fold.resnet(8)
     x = jnp.ones((1, 32, 32, 3)) * jnp.linspace(-1, 1, 32)[:, None]
     folded, report = jaxbn.deploy.fold_nnx(model, x)
     assert not report.kept and len(report.folded) == 9
@@ -61,7 +60,7 @@ def test_a_folded_net_gives_the_same_in_the_benchmark():
 
 def test_a_batch_of_nothing_is_refused(tmp_path, capsys):
     assert command.main(["bench", "memory", "--batch", "0"]) == 2
-    assert "`--batch` must be positive, got 0." in capsys.readouterr().err
+    assert "`--batch` must be at least 1, got 0." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
@@ -69,7 +68,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(
     tmp_path, capsys, monkeypatch, folder
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(bench_accuracy, "LIBRARIES", None)
+    monkeypatch.setattr(bench_accuracy, "_libraries", None)
     out = tmp_path / folder
     assert command.main(["bench", "accuracy", "--out", str(out)]) == 2
     error = capsys.readouterr().err
@@ -101,21 +100,11 @@ SMALL = [
 def test_every_library_computes_the_same_layer(case):
     results = {name: run() for name, run in bench_peers.runs(case).items()}
     results.pop("copy")
-    leaf = {name: _first(result) for name, result in results.items()}
+    leaf = {name: bench_accuracy.first(result) for name, result in results.items()}
     assert {"jaxbn", "xla", "flax"} <= leaf.keys()
     for name, value in leaf.items():
         # Torch and haiku save their running statistics by other rules, y is the same.
         np.testing.assert_allclose(value, leaf["jaxbn"], atol=2e-2, err_msg=name)
-
-
-def _first(result):
-    """y, features last."""
-    while isinstance(result, tuple | list):
-        result = result[0]
-    value = np.asarray(
-        result.detach().float().cpu() if hasattr(result, "detach") else result
-    )
-    return np.moveaxis(value, 1, -1) if hasattr(result, "detach") else value
 
 
 @pytest.mark.slow

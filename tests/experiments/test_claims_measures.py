@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.claims import claim_inference_statistics, claim_inputs
 from experiments.claims.lab import splits
-from experiments.claims.lab.engine import Context, Model, Net, View
+from experiments.claims.lab.plan import Context, Model, Net, View
 
 
 def test_standardized_inputs_have_a_deviation_of_one_or_never_change():

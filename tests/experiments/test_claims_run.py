@@ -247,7 +247,7 @@ def test_verify_without_a_run_is_one_line(tmp_path, capsys):
     "options, message",
     [
         (("--seed", "-1"), "`--seed` must be at least 0"),
-        (("--max-minutes", "0"), "`--max-minutes` must be positive"),
+        (("--max-minutes", "0"), "`--max-minutes` must be above 0"),
         (("--jobs", "0"), "`--jobs` must be at least 1"),
     ],
 )

@@ -40,7 +40,7 @@ def compiled(monkeypatch):
 
     monkeypatch.setattr(programs, "measured", measured)
     monkeypatch.setattr(devices, "check", lambda chips: None)
-    monkeypatch.setattr(run.importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(run.environment, "version", lambda name: "1.0")
     monkeypatch.setattr(bench, "_has", lambda variables: True)
     return names
 
@@ -88,7 +88,7 @@ def test_only_what_depends_on_a_change_is_compiled_again(
 ):
     bench_compiled(tmp_path, "--quick")
     compiled.clear()
-    monkeypatch.setattr(run, "_sources", lambda: "changed")
+    monkeypatch.setattr(run.environment, "sources", lambda *names: "changed")
     bench_compiled(tmp_path, "--quick")
     assert compiled and all(name.endswith("/jaxbn") for name in compiled)
 

@@ -16,7 +16,7 @@ import pytest
 from train_runs import run_train, use_small_net
 
 from experiments.__main__ import main
-from experiments.digits import train
+from experiments.digits import run, train
 from experiments.scale import preemption
 
 pytestmark = pytest.mark.slow  # each goes on with a run
@@ -85,24 +85,12 @@ def digits(tmp_path_factory):
     top = tmp_path_factory.mktemp("digits")
     words = ["--steps", "6", "--eval-every", "2", "--starts", "2", "--batch-size", "8"]
 
-    class AtTwo(train.Interrupt):
-        looks = 0
-
-        @property
-        def requested(self):
-            AtTwo.looks += 1
-            return AtTwo.looks > 2
-
-        @requested.setter
-        def requested(self, value):
-            pass
-
     with pytest.MonkeyPatch.context() as patch:
         use_small_net(patch)
-        patch.setattr(train, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
+        patch.setattr(run, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
         assert run_train("--out", top / "whole", *words) == 0
         with patch.context() as once:
-            once.setattr(train, "Interrupt", AtTwo)
+            once.setattr(train.Interrupt, "due", lambda self, step: step == 4)
             assert run_train("--out", top / "half", *words) == 130
         yield top, lambda out: without_times(out / "metrics.jsonl")
 

@@ -13,8 +13,7 @@ import pytest
 from train_runs import TINY, contents, run_train
 
 from experiments.common import checkpoint, checksums, progress
-from experiments.common.data import load
-from experiments.digits import train
+from experiments.digits import run, train
 from experiments.digits.config import TrainConfig, stored
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -29,10 +28,8 @@ def metrics(out):
 
 def states(out):
     config = stored(TrainConfig(out=out))
-    data = load(config.data, starts=config.starts, seed=config.seed)
-    like = {arm: loop.shapes() for arm, loop in train.make_loops(config, data).items()}
-    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    return checkpoint.read_newest(train._identity(config), like).state
+    begun = run.Run(config, train.make_plans(config))
+    return checkpoint.read_newest(begun.identity, jax.device_get(begun.states)).state
 
 
 def interrupt_at(monkeypatch, step, *, times=1):
@@ -94,7 +91,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
 
 
 def test_the_checkpoint_holds_the_running_statistics(finished):
-    statistics = jax.tree.leaves(states(finished)["bn"].batch_stats)
+    statistics = jax.tree.leaves(states(finished)["bn"].model.state)
     assert statistics and all(np.abs(leaf).max() > 0 for leaf in statistics)
 
 

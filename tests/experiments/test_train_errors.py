@@ -7,8 +7,8 @@ import pytest
 from train_runs import TINY, contents, run_train
 
 from experiments.__main__ import main
-from experiments.common import checkpoint
-from experiments.digits import results, train
+from experiments.common import checkpoint, loop
+from experiments.digits import results
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -24,9 +24,9 @@ def assert_refused(code, capsys, *parts):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ("--lr -1", "`--lr` must be positive and finite, got -1.0."),
-        ("--lr nan", "`--lr` must be positive and finite, got nan."),
-        ("--lr inf", "`--lr` must be positive and finite, got inf."),
+        ("--lr -1", "`--lr` must be above 0, got -1.0."),
+        ("--lr nan", "`--lr` must be finite, got nan."),
+        ("--lr inf", "`--lr` must be finite, got inf."),
         ("--steps 0", "`--steps` must be at least 1, got 0."),
         ("--steps 3000000000", "`--steps` must be at most 2147483647, got 3000000000."),
         ("--steps 1.5", "--steps"),
@@ -226,11 +226,11 @@ def test_a_full_disk_is_refused_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         # It would end this process, too.
-        patch.setattr(train.processes, "leave", lambda message, code: None)
+        patch.setattr(loop.processes, "leave", lambda message, code: None)
         if where != "results":
             patch.setattr(checkpoint, "save", save_the_first)
         else:
-            patch.setattr(results.curves, "draw", full)
+            patch.setattr(results.figures, "render", full)
         assert run_train("--out", out, *TINY) == 2
     errors = capsys.readouterr().err.splitlines()
     assert "can be written" in errors[-1] and "No space left" in errors[-1]

@@ -1,30 +1,48 @@
 """The parts of `train`: data, net, loop and summary."""
 
+import itertools
 import json
 import math
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
-from train_runs import small_loops
+from train_runs import small_plans
 
+from experiments.claims.lab import engine
+from experiments.claims.lab.optimizers import OPTIMIZERS
 from experiments.common.data import TRAIN_SIZES, load
 from experiments.common.errors import UserError
-from experiments.digits import results, summary, table
+from experiments.digits import results, summary
 from experiments.digits.config import TrainConfig
-from experiments.digits.loop import Scores, TrainState, batch
-from experiments.digits.run import Run
-from experiments.digits.summary import Curves
 from experiments.nets import small as models
 from experiments.nets.small import NORMS, Conv, ResidualNet
 
 
-def curves(*accuracy):
-    accuracy = np.array(accuracy, float)
-    steps = 10 * np.arange(len(accuracy))
-    return Curves(steps, steps / 100, accuracy, accuracy, accuracy)
+def rows(arm, *accuracy):
+    """The lines of a run: the accuracy of every start at each evaluation."""
+    return [
+        {
+            "arm": arm,
+            "start": start,
+            "step": 10 * n,
+            "seconds": n / 10,
+            "train_loss": value if n else None,
+            "test_loss": value,
+            "test_accuracy": value,
+        }
+        for n, values in enumerate(accuracy)
+        for start, value in enumerate(values)
+    ]
+
+
+def table(**arms):
+    found = [row for arm, values in arms.items() for row in rows(arm, *values)]
+    return summary.table(found, lr=0.1)
 
 
 def test_the_digits_are_split_anew_for_every_start_and_by_class():
@@ -48,24 +66,36 @@ def test_changed_data_is_refused(monkeypatch):
         load("mnist1d", starts=1, seed=0)
 
 
-def test_both_arms_start_from_the_same_kernels_and_see_the_same_batches():
-    config = TrainConfig(starts=2)
-    loops = small_loops(config, load("digits", starts=2, seed=0))
-    first, second = (loops[arm].init(0) for arm in ("bn", "none"))
-    np.testing.assert_array_equal(first.key, second.key)
-    assert set(second.params) <= set(first.params)
-    for layer in second.params:
-        kernel = second.params[layer]["kernel"]
-        np.testing.assert_array_equal(first.params[layer]["kernel"], kernel)
+@pytest.fixture(scope="module")
+def plans():
+    return small_plans(TrainConfig(starts=2, batch_size=479))
+
+
+def test_both_arms_start_from_the_same_kernels_and_see_the_same_batches(plans):
+    first, second = (engine.begin(plans[arm])[0].model.params for arm in plans)
+    assert set(second) <= set(first)
+    for layer in second:
+        kernel = second[layer]["kernel"]
+        np.testing.assert_array_equal(first[layer]["kernel"], kernel)
         assert (kernel[0] != kernel[1]).any()
+    orders = (next(engine.stream(plan)) for plan in plans.values())
+    np.testing.assert_array_equal(*orders)
 
 
-def test_a_pass_takes_every_example_once():
-    train = jnp.arange(100, 160)
-    take = jax.jit(jax.vmap(lambda t: batch(t, jax.random.key(0), train, size=20)))
-    first, second = take(jnp.arange(6)).reshape(2, 60)
-    assert sorted(first.tolist()) == sorted(second.tolist()) == train.tolist()
-    assert (first != second).any()
+def test_a_pass_takes_every_example_once(plans):
+    plan = plans["bn"]
+    order = [*itertools.islice(engine.stream(plan), 6)]
+    first, second = (np.concatenate(order[n : n + 3], 1) for n in (0, 3))
+    for one in (first, second):
+        np.testing.assert_array_equal(np.sort(one), np.sort(plan.splits.train))
+    assert (first != second).any(1).all()
+
+
+def test_only_kernels_decay():
+    params = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    tx = OPTIMIZERS["adamw of kernels"]
+    update, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert update["layer"]["kernel"].all() and not update["layer"]["bias"].any()
 
 
 SHAPES = [(1, (8, 8)), (2, (8, 8)), (2, (40,)), (2, (7,))]
@@ -123,56 +153,47 @@ def test_batch_norm_is_that_of_jaxbn():
 
 
 def test_the_threshold_is_reached_at_the_first_evaluation_at_or_above_it():
-    arm = curves([0.1, 0.2], [342 / 360, 0.9], [0.9, 0.94])
-    assert summary.first_reached(arm, arm.steps).tolist() == [10, math.inf]
-    found = summary.summarize(arm)
-    assert (found.reached, found.steps.low, found.steps.high) == (1, 10, math.inf)
+    found = table(bn=([0.1, 0.2], [342 / 360, 0.9], [0.9, 0.94]))
+    assert found.reached("bn", summary.THRESHOLD).tolist() == [10, math.inf]
+    arm = summary.summarize(found, "bn")
+    assert (arm.reached, arm.steps.low, arm.steps.high) == (1, 10, math.inf)
+    assert arm.seconds.low == 0.1
 
 
 def test_the_interval_is_the_t_interval():
     values = np.array([1.0, 2.0, 3.0])
-    found = summary.interval(values, -9, 9)
+    found = msgspec.structs.astuple(summary.interval(values, -9, 9))
     half = 4.302652729911275 / math.sqrt(
         3
     )  # t quantile 0.975 with 2 degrees of freedom
     np.testing.assert_allclose(found, (2, 2 - half, 2 + half))
-    assert summary.interval(values, 0, 3) == (2, 0, 3)
+    assert summary.interval(values, 0, 3) == summary.Interval(2, 0, 3)
 
 
 def test_the_table_says_not_reached():
-    arms = {
-        "bn": curves([0.1, 0.1], [0.99, 0.97]),
-        "none": curves([0.1] * 2, [0.5] * 2),
-    }
-    text = table.render(arms, {"bn": 1.0, "none": 1.0})
-    assert "none  0 of 2        not reached    not reached" in text
+    found = table(bn=([0.1, 0.1], [0.99, 0.97]), none=([0.1] * 2, [0.5] * 2))
+    arms = {arm: summary.summarize(found, arm) for arm in ("bn", "none")}
+    text = results.rendered(found, arms, {"bn": 1.0, "none": 1.0})
+    assert re.search("none +0 of 2 +not reached +not reached", text)
     assert "no start reached 95 % with both" in text
 
 
 def test_a_run_that_diverged_is_reported_and_leaves_valid_files(tmp_path):
-    data = load("digits", starts=1, seed=0)
-    state = TrainState(np.int32(0), np.zeros((1, 2), np.uint32), {}, {}, {})
-    run = Run({"none": state}, compile_seconds={"none": 1.0})
-    nothing, chance = np.array([math.nan]), np.array([0.1])
-    for step in range(3):
-        run.states["none"] = state._replace(step=np.int32(step))
-        losses = [math.inf] if step else None
-        run.record("none", Scores(nothing, chance), losses)
-    text = results.write(TrainConfig(norm="none", out=tmp_path), run, data)
+    lines = rows("none", [0.1], [0.1], [0.1])
+    for row in lines:
+        row |= {"test_loss": None, "train_loss": None}
+    measured = summary.Measured(lines, {"none": 1.0}, {"none": 1.0})
+    config = TrainConfig(norm="none", out=tmp_path)
+    text = results.write(config, measured, {"none": 1}, (1437, 360))
     assert "10.0 [n/a], 1 diverged" in text and "not reached" in text
-    rows = [
-        json.loads(row)
-        for row in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
-    ]
-    assert rows[-1]["test_loss"] is None and rows[-1]["train_loss"] is None
-    assert (
-        json.loads((tmp_path / "summary.json").read_text())["arms"]["none"]["diverged"]
-        == 1
-    )
+    found = json.loads((tmp_path / "summary.json").read_text())["arms"]["none"]
+    assert found["diverged"] == 1 and found["steps"]["median"] is None
 
 
 def test_the_ratio_of_steps_is_paired_by_start():
-    arm = curves([0, 0], [1, 0], [1, 1], [1, 1], [1, 1])
-    plain = curves([0, 0], [0, 0], [0, 0], [0, 0], [1, 1])
-    _, ratio, both = summary.compare(arm, plain)
+    found = table(
+        bn=([0, 0], [1, 0], [1, 1], [1, 1], [1, 1]),
+        none=([0, 0], [0, 0], [0, 0], [0, 0], [1, 1]),
+    )
+    _, ratio, both = summary.compare(found, "bn", "none")
     assert (ratio, both) == (3.0, 2)  # 40 / 10 and 40 / 20

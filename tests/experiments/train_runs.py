@@ -6,33 +6,25 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.common.data import Data
+from experiments.claims.lab.plan import Plan
 from experiments.digits import train
-from experiments.digits.config import TrainConfig, fingerprint
-from experiments.digits.loop import Loop
+from experiments.digits.config import TrainConfig
 from experiments.nets.small import ResidualNet
 
 TINY = ("--steps", "6", "--eval-every", "2", "--starts", "2", "--batch-size", "8")
 
 
 def use_small_net(patch: pytest.MonkeyPatch) -> None:
-    """Replaces the net by one that compiles in a second, once for the same options."""
-    patch.setattr(train, "make_loops", small_loops)
+    """Replaces the net by one that compiles in a second."""
+    small = functools.partial(ResidualNet, features=4, strides=(2,))
+    patch.setattr(train, "ResidualNet", small)
 
 
-_made: dict[str, dict[str, Loop]] = {}
-_make_loops = train.make_loops
-
-
-def small_loops(config: TrainConfig, data: Data) -> dict[str, Loop]:
-    """Returns loops with a small net; JAX knows the programs of those it has seen."""
-    key = fingerprint(config)
-    if key not in _made:
-        with pytest.MonkeyPatch.context() as patch:
-            small = functools.partial(ResidualNet, features=4, strides=(2,))
-            patch.setattr(train, "ResidualNet", small)
-            _made[key] = _make_loops(config, data)
-    return _made[key]
+def small_plans(config: TrainConfig) -> dict[str, Plan]:
+    """Returns the plans of a run with the small net."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_net(patch)
+        return train.make_plans(config)
 
 
 def run_train(*options: object) -> int:

@@ -1,8 +1,7 @@
 """Compiles the programs that are wanted and keeps what is found after each of them."""
 
+import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
 import sys
 import time
@@ -11,10 +10,9 @@ from typing import Any
 
 import jax
 
-import jaxbn
 from experiments.bench.compilers import devices, programs
 from experiments.bench.compilers.programs import Program
-from experiments.common import files
+from experiments.common import environment, files
 from experiments.common.errors import writing
 
 
@@ -47,23 +45,14 @@ class Store:
 def made_by(program: Program) -> dict[str, Any]:
     """Returns what a record depends on: versions, and the sources of jaxbn."""
     versions = _versions(devices.CHIPS[program.chip])
-    return {**versions, "jaxbn sources": _sources() if program.uses_jaxbn else None}
+    sources = environment.sources("jaxbn") if program.uses_jaxbn else None
+    return {**versions, "jaxbn sources": sources}
 
 
 @functools.cache
-def _versions(chip: devices.Chip) -> dict[str, str]:
+def _versions(chip: devices.Chip) -> dict[str, str | None]:
     names = ("jax", "jaxlib", "flax", chip.compiler)
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-@functools.cache
-def _sources() -> str:
-    """A hash of the modules of jaxbn; a commit would change with every other file."""
-    assert jaxbn.__file__
-    folder, found = Path(jaxbn.__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+    return {name: environment.version(name) for name in names}
 
 
 def compile_all(wanted: list[Program], store: Store, *, again: bool) -> None:
@@ -84,16 +73,8 @@ def compile_all(wanted: list[Program], store: Store, *, again: bool) -> None:
 
 def described(program: Program) -> dict[str, Any]:
     """Returns what a record says of its program."""
-    return {
-        "chip": program.chip,
-        "kind": program.kind,
-        "type": program.dtype,
-        "shape": list(program.shape),
-        "activation": program.activation,
-        "devices": program.devices,
-        "parallel": program.parallel,
-        "norm": program.norm,
-    }
+    fields = dataclasses.asdict(program) | {"shape": list(program.shape)}
+    return {"type" if name == "dtype" else name: fields[name] for name in fields}
 
 
 def say(line: str) -> None:

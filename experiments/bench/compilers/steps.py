@@ -13,9 +13,9 @@ from flax import linen as nn
 import jaxbn.linen
 from experiments.bench.compilers import devices
 from experiments.bench.compilers.programs import Program
-from experiments.nets import resnet
+from experiments.nets import apart, resnet
 from experiments.scale import config
-from experiments.scale.layout import Layout, make_layout
+from experiments.scale.layout import make_layout
 from experiments.scale.network import Network, of_linen
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
@@ -23,17 +23,9 @@ from experiments.scale.step import Step
 _IMAGE, _CLASSES = (224, 224, 3), 1000
 
 
-class Without(nn.Module):
-    """The sum and the activation of a layer that does not normalize."""
-
-    activation: str | None = None
-    scale_init: Any = None
-    axis_name: str | None = None
-    momentum: float = 0.9
-    dtype: Any = None
-
-    def __call__(self, x, use_running_average=None, *, mask=None, residual=None):
-        return resnet.finished(x, self.activation, residual)
+def without(*, activation: str | None, **options: Any) -> nn.Module:
+    """Returns the sum and the activation of a layer that does not normalize."""
+    return apart.Apart(None, activation)
 
 
 class Way(NamedTuple):
@@ -54,15 +46,15 @@ class Way(NamedTuple):
 _JAXBN = partial(jaxbn.linen.BatchNorm, debias=True)
 _LEAKY = "leaky_relu"
 WAYS = {
-    "none": Way(Without),
-    "flax": Way(resnet.FlaxBatchNorm),
-    "flax-two-pass": Way(partial(resnet.FlaxBatchNorm, use_fast_variance=False)),
+    "none": Way(without),
+    "flax": Way(apart.LinenFlaxNorm),
+    "flax-two-pass": Way(partial(apart.LinenFlaxNorm, use_fast_variance=False)),
     "jaxbn": Way(_JAXBN),
     "jaxbn-recompute": Way(
         partial(_JAXBN, save="recompute"), policy=jaxbn.recompute_policy
     ),
-    "none-leaky": Way(Without, _LEAKY),
-    "flax-leaky": Way(resnet.FlaxBatchNorm, _LEAKY),
+    "none-leaky": Way(without, _LEAKY),
+    "flax-leaky": Way(apart.LinenFlaxNorm, _LEAKY),
     "jaxbn-leaky": Way(_JAXBN, _LEAKY),
     "jaxbn-output": Way(partial(_JAXBN, save="output"), _LEAKY),
 }
@@ -75,21 +67,22 @@ def lower(program: Program) -> jax.stages.Lowered:
     found = devices.devices(chip, program.devices)
     layout = make_layout(config.Devices(program.parallel), found=found)
     rows = program.shape[0] * layout.data_devices
-    network = _network(WAYS[program.norm], program.dtype, layout)
+    network = network_of(WAYS[program.norm], program.dtype, layout.axis_name)
     optimizer = make_optimizer(config.Optimizer(batch_size=rows))
-    step = Step(network, optimizer, rows, 0.0, 10, layout.axis_name)
+    step = Step(network, optimizer, rows, axis_name=layout.axis_name)
     state = layout.shapes(step.init)
     batch = layout.batch_shapes(rows, _IMAGE, program.dtype)
     return layout.spread(step, state).lower(state, batch)
 
 
-def _network(way: Way, dtype: str, layout: Layout) -> Network:
+def network_of(way: Way, dtype: str, axis_name: str | None = None) -> Network:
+    """Returns a ResNet-50 that normalizes in one way."""
     options = {"momentum": 0.9, "dtype": jnp.dtype(dtype)}
-    norm = partial(way.norm, axis_name=layout.axis_name, **options)
+    norm = partial(way.norm, axis_name=axis_name, **options)
     layers = resnet.Layers(
         norm, jnp.dtype(dtype), way.activation, nn.initializers.zeros
     )
-    network = of_linen(resnet.ResNet50(_CLASSES, layers), _IMAGE)
+    network = of_linen(resnet.LinenResNet(50, 3, _CLASSES, layers), _IMAGE)
     if way.policy is None:
         return network
     return network._replace(train=jax.checkpoint(network.train, policy=way.policy))

@@ -5,8 +5,8 @@ same batches and start from the same random numbers, so arms are paired.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from experiments.claims.lab.optimizers import OPTIMIZERS, any_of
-from experiments.claims.lab.splits import Splits
+from experiments.claims.lab.plan import Context, Hyper, Model, Outcome, Plan, View
 
 _TRAIN_SHOWN = 512
 
@@ -27,141 +26,77 @@ if jax.__version_info__ < (0, 11):  # halves the effort; XLA has dropped it sinc
     ONCE["xla_cpu_use_fusion_emitters"] = False
 _FEW_STEPS = 150
 
-Hyper = Mapping[str, Array]
+
+class State(NamedTuple):
+    """What training changes in one cell of one start."""
+
+    model: Model
+    opt_state: Any
+    step: Array
 
 
-class Context(NamedTuple):
-    """What a layer may depend on beside its input, parameters and state.
+class Given(NamedTuple):
+    """What training does not change: random key, rows to score, data, the cell."""
 
-    Attributes:
-        train: whether to use batch statistics, noise and dropout.
-        key: for random numbers of this step.
-        hyper: the numbers of the cell.
-    """
-
-    train: bool
-    key: Array
+    noise: Array
+    rows: dict[str, Array]
+    inputs: Array
+    labels: Array
     hyper: Hyper
 
 
-class Net(NamedTuple):
-    """A net as two functions.
-
-    Attributes:
-        init: `init(key, hyper)` returns parameters and state.
-        apply: `apply(params, state, x, context)` returns logits, the new state and taps
-            (whatever a probe may want to see; free when unused).
-    """
-
-    init: Callable[[Array, Hyper], tuple[Any, Any]]
-    apply: Callable[[Any, Any, Array, Context], tuple[Array, Any, Any]]
-
-
-class Model(NamedTuple):
-    """What training has reached in one cell of one start."""
-
-    params: Any
-    state: Any
-
-
-class View(NamedTuple):
-    """What a probe gets: the data of one start, and one batch of training rows."""
-
-    net: Net
-    inputs: Array
-    labels: Array
-    validation: Array
-    test: Array
-    batch: Array
-    context: Context
-
-
-Probe = Callable[[Model, View], dict[str, Array]]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """One training run of an arm.
-
-    Attributes:
-        net: the net.
-        splits: the data.
-        cells: the sweep; every cell has "lr".
-        steps: optimizer steps, a multiple of `evals`.
-        batch: examples a step.
-        evals: evaluations, evenly spaced, the last one at the end.
-        seed: of weights, batches and noise.
-        optimizer: one of `OPTIMIZERS`, or several: then every cell has "optimizer", the
-            position of its own.
-        probe: measured at each evaluation.
-    """
-
-    net: Net
-    splits: Splits
-    cells: Sequence[dict[str, float]]
-    steps: int
-    batch: int
-    evals: int
-    seed: int
-    optimizer: str | tuple[str, ...] = "sgd"
-    probe: Probe | None = None
-
-
-class Outcome(NamedTuple):
-    """What training measured.
-
-    Attributes:
-        cells: of the plan.
-        steps: of the evaluations, (evals,).
-        series: name to (starts, cells, evals): `train_loss` since the evaluation
-            before, `validation_loss`, `validation_accuracy`, `test_loss`,
-            `test_accuracy`, `train_accuracy` (on 512 rows), and those of the probe.
-        model: what training ended with; leaves have leading axes (starts, cells).
-    """
-
-    cells: Sequence[dict[str, float]]
-    steps: np.ndarray
-    series: dict[str, np.ndarray]
-    model: Model
+# Which of it each start, and each cell, has of its own.
+STARTS: Any = Given(*[0, 0, None, None, None])
+CELLS: Any = Given(*[None, None, None, None, 0])
 
 
 def train(plan: Plan) -> Outcome:
     """Runs `plan`; `ValueError` if its numbers do not fit, see `batches`."""
     order = jnp.asarray(batches(plan))
-    starts = len(plan.splits.train)
-    keys = jax.random.split(jax.random.key(plan.seed), (starts, 2))
-    hyper = {k: jnp.array([c[k] for c in plan.cells]) for k in plan.cells[0]}
-    begun = each(plan.net.init, (0, None), (None, 0), options=ONCE)(keys[:, 0], hyper)
-    rows = {
-        "train": plan.splits.train[:, :_TRAIN_SHOWN],
-        "validation": plan.splits.validation,
-        "test": plan.splits.test,
-    }
-    data = jnp.asarray(plan.splits.inputs), jnp.asarray(plan.splits.labels)
-    advance = each(
+    state, given = begin(plan)
+    run = each(
         functools.partial(_run, plan),
-        (0, 0, 0, 0, None, None, None),
-        (0, None, None, None, None, None, 0),
+        (0, STARTS, 0),
+        (0, CELLS, None),
         options=ONCE if plan.steps <= _FEW_STEPS else _MANY,
     )
-    model, series = advance(begun, keys[:, 1], order, rows, *data, hyper)
+    state, series = run(state, given, order)
     steps = np.arange(1, plan.evals + 1) * (plan.steps // plan.evals)
     series = {name: np.asarray(values) for name, values in series.items()}
-    return Outcome(plan.cells, steps, series, model)
+    return Outcome(plan.cells, steps, series, state.model)
+
+
+def begin(plan: Plan) -> tuple[State, Given]:
+    """Returns what training begins with, leading axes (starts, cells)."""
+    keys = jax.random.split(jax.random.key(plan.seed), (len(plan.splits.train), 2))
+    hyper = {k: jnp.array([c[k] for c in plan.cells]) for k in plan.cells[0]}
+
+    def init(key, hyper):
+        model = Model(*plan.net.init(key, hyper))
+        opt_state = plan.transformation(hyper).init(model.params)
+        return State(model, opt_state, jnp.int32(0))
+
+    state = each(init, (0, None), (None, 0), options=ONCE)(keys[:, 0], hyper)
+    rows = {name: getattr(plan.splits, name) for name in plan.scored}
+    if "train" in rows:
+        rows["train"] = rows["train"][:, :_TRAIN_SHOWN]
+    data = jnp.asarray(plan.splits.inputs), jnp.asarray(plan.splits.labels)
+    return state, Given(keys[:, 1], rows, *data, hyper)
 
 
 def each(
     function: Callable[..., Any],
-    starts: Sequence[int | None],
-    cells: Sequence[int | None],
+    starts: Sequence[Any],
+    cells: Sequence[Any],
     *,
     options: dict[str, Any] | None = None,
-) -> Callable[..., Any]:
+) -> Any:
     """Compiles `function` for all starts and, within each, all cells.
 
     Args:
         function: of one start and cell.
-        starts, cells: for each argument, whether it has such an axis (0) or not (None).
+        starts, cells: for each argument, or part of it, whether it has such an axis (0)
+            or not (None).
         options: of the compiler; `ONCE` for a program that runs once.
     """
     mapped = jax.vmap(jax.vmap(function, tuple(cells)), tuple(starts))
@@ -171,8 +106,6 @@ def each(
 def batches(plan: Plan) -> np.ndarray:
     """Returns the rows of every step, (starts, evals, steps / evals, batch).
 
-    Every pass has a new order; the rows left over at its end are not used in it.
-
     Raises:
         ValueError: if `steps` is no multiple of `evals`, or `batch` exceeds the rows.
     """
@@ -181,15 +114,23 @@ def batches(plan: Plan) -> np.ndarray:
         raise ValueError(f"`steps` must be {wanted}. Pass another number of either.")
     if (rows := plan.splits.train.shape[1]) < plan.batch:
         raise ValueError(f"`batch` must be at most {rows}, got {plan.batch}. Lower it.")
-    shape = (plan.evals, plan.steps // plan.evals, plan.batch)
-    per_pass = plan.splits.train.shape[1] // plan.batch
-    passes = -(-plan.steps // per_pass)
-    found = []
-    for start, rows in enumerate(plan.splits.train):
-        rng = np.random.default_rng([plan.seed, start])
-        taken = [rng.permutation(rows)[: per_pass * plan.batch] for _ in range(passes)]
-        found.append(np.concatenate(taken)[: np.prod(shape)].reshape(shape))
-    return np.stack(found).astype(np.int32)
+    found = np.stack([*itertools.islice(stream(plan), plan.steps)], axis=1)
+    return found.reshape(len(found), plan.evals, -1, plan.batch)
+
+
+def stream(plan: Plan) -> Iterator[np.ndarray]:
+    """Yields the rows of each step, (starts, batch), int32, without end.
+
+    Every pass has a new order; the rows left over at its end are not used in it.
+    """
+    train = plan.splits.train
+    numbers = [np.random.default_rng([plan.seed, n]) for n in range(len(train))]
+    while True:
+        order = [
+            rng.permutation(rows) for rng, rows in zip(numbers, train, strict=True)
+        ]
+        ends = range(plan.batch, train.shape[1] + 1, plan.batch)
+        yield from (np.stack(order)[:, end - plan.batch : end] for end in ends)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -198,53 +139,63 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def _run(
-    plan: Plan,
-    begun: tuple[Any, Any],
-    noise: Array,
-    order: Array,
-    rows: dict[str, Array],
-    inputs: Array,
-    labels: Array,
-    hyper: Hyper,
-) -> tuple[Model, dict[str, Array]]:
-    if isinstance(plan.optimizer, str):
-        tx = OPTIMIZERS[plan.optimizer]
-    else:
-        tx = any_of(plan.optimizer, hyper["optimizer"])
+    plan: Plan, state: State, given: Given, order: Array
+) -> tuple[State, dict[str, Array]]:
+    def until_evaluation(state, chunk):
+        state, loss = advance(plan, state, given, chunk, len(chunk))
+        found = {"train_loss": loss, **score(plan, state, given)}
+        if plan.probe:
+            rows = given.rows["validation"], given.rows["test"], chunk[-1]
+            key = jax.random.fold_in(given.noise, state.step)
+            context = Context(True, key, given.hyper)
+            view = View(plan.net, given.inputs, given.labels, *rows, context)
+            found |= plan.probe(state.model, view)
+        return state, found
 
-    def step(carry, batch):
-        params, state, opt_state, count = carry
-        context = Context(True, jax.random.fold_in(noise, count), hyper)
+    return lax.scan(until_evaluation, state, order)
+
+
+def advance(
+    plan: Plan, state: State, given: Given, order: Array, steps: int | Array
+) -> tuple[State, Array]:
+    """Trains on the first `steps` batches of `order`; returns their mean loss too."""
+    tx = plan.transformation(given.hyper)
+
+    def step(number, carry):
+        (model, opt_state, count), total = carry
+        rows = order[number]
+        key = jax.random.fold_in(given.noise, count)
+        context = Context(True, key, given.hyper)
 
         def loss_of(params):
-            logits, new, _ = plan.net.apply(params, state, inputs[batch], context)
-            return cross_entropy(logits, labels[batch]), new
+            x = given.inputs[rows]
+            logits, new, _ = plan.net.apply(params, model.state, x, context)
+            return cross_entropy(logits, given.labels[rows]), new
 
-        (loss, state), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-        direction, opt_state = tx.update(gradient, opt_state, params)
-        params = jax.tree.map(lambda p, d: p - hyper["lr"] * d, params, direction)
-        return (params, state, opt_state, count + 1), loss
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, new), gradient = gradient_of(model.params)
+        direction, opt_state = tx.update(gradient, opt_state, model.params)
+        rate = given.hyper["lr"]
+        params = jax.tree.map(lambda p, d: p - rate * d, model.params, direction)
+        return State(Model(params, new), opt_state, count + 1), total + loss
 
-    def until_evaluation(carry, chunk):
-        carry, losses = lax.scan(step, carry, chunk)
-        found = {"train_loss": losses.mean()}
-        context = Context(False, noise, hyper)
-        # All rows at once: one program to compile instead of three.
-        every = jnp.concatenate(list(rows.values()))
-        logits, _, _ = plan.net.apply(carry[0], carry[1], inputs[every], context)
-        bounds = np.cumsum([len(part) for part in rows.values()])[:-1]
-        for name, own in zip(rows, jnp.split(logits, bounds), strict=True):
-            truth = labels[rows[name]]
-            found[f"{name}_accuracy"] = (own.argmax(-1) == truth).mean()
-            if name != "train":
-                found[f"{name}_loss"] = cross_entropy(own, truth)
-        if plan.probe:
-            key = jax.random.fold_in(noise, carry[3])
-            seen = (inputs, labels, rows["validation"], rows["test"], chunk[-1])
-            view = View(plan.net, *seen, Context(True, key, hyper))
-            found |= plan.probe(Model(carry[0], carry[1]), view)
-        return carry, found
+    state, total = lax.fori_loop(0, steps, step, (state, jnp.float32(0)))
+    return state, total / steps
 
-    carry = (*begun, tx.init(begun[0]), jnp.int32(0))
-    carry, series = lax.scan(until_evaluation, carry, order)
-    return Model(carry[0], carry[1]), series
+
+def score(plan: Plan, state: State, given: Given) -> dict[str, Array]:
+    """Returns the accuracy on all rows that are scored; the loss but for "train"."""
+    context = Context(False, given.noise, given.hyper)
+    # All rows at once: one program to compile instead of three.
+    every = given.inputs[jnp.concatenate(list(given.rows.values()))]
+    logits, _, _ = plan.net.apply(*state.model, every, context)
+    bounds = np.cumsum([len(part) for part in given.rows.values()])[:-1]
+    found = {}
+    for (name, rows), own in zip(
+        given.rows.items(), jnp.split(logits, bounds), strict=True
+    ):
+        truth = given.labels[rows]
+        found[f"{name}_accuracy"] = (own.argmax(-1) == truth).mean()
+        if name != "train":
+            found[f"{name}_loss"] = cross_entropy(own, truth)
+    return found

@@ -8,10 +8,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array, lax
 
-from experiments.claims.lab.engine import Context, Net
 from experiments.claims.lab.norms import Norm
+from experiments.claims.lab.plan import Context, Net
 from experiments.nets.small import patches
 
 Activation = Callable[[Array], Array]
@@ -186,6 +187,27 @@ def residual(
         x = x @ params["first"]
         x, (state, ratios) = lax.scan(block, x, (params["blocks"], state))
         return jax.nn.relu(x) @ params["last"] + params["bias"], state, ratios
+
+    return Net(init, apply)
+
+
+def of_linen(module: nn.Module, shape: Sequence[int]) -> Net:
+    """A module that is called as `module(x, train=)`; its state: running statistics.
+
+    Args:
+        module: the module.
+        shape: of an example.
+    """
+
+    def init(key, hyper):
+        made = module.init(key, jnp.zeros((1, *shape)), train=False)
+        return made["params"], made.get("batch_stats", {})
+
+    def apply(params, state, x, context):
+        given = {"params": params, "batch_stats": state}
+        call = {"train": context.train, "mutable": ["batch_stats"]}
+        logits, new = module.apply(given, x, **call)
+        return logits, new.get("batch_stats", {}), []
 
     return Net(init, apply)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import jaxbn
-from experiments.claims.lab.engine import Context
+from experiments.claims.lab.plan import Context
 from jaxbn.variants.ghost import ghost_batch_norm
 from jaxbn.variants.renorm import (
     batch_renorm,

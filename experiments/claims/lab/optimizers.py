@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+import jaxbn.optim
+
 OPTIMIZERS = {
     "sgd": optax.identity(),
     "momentum": optax.trace(0.9),
     "adam": optax.scale_by_adam(),
     "adamw": optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.01)),
+    "adamw of kernels": optax.chain(
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(1e-4, mask=jaxbn.optim.weight_decay_mask),
+    ),
     "rmsprop": optax.scale_by_rms(),
 }
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.claims.lab.engine import ONCE, Context, Net, Outcome, Plan, each
+from experiments.claims.lab.engine import ONCE, each
+from experiments.claims.lab.plan import Context, Net, Outcome, Plan
 
 _BATCH = 64
 

@@ -3,27 +3,25 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from scipy import stats
 
-from experiments.claims.lab.engine import Context, Model, View, cross_entropy
+from experiments.claims.lab.engine import cross_entropy
 from experiments.claims.lab.norms import Norm
+from experiments.claims.lab.plan import Context, Model, View
 
 
 def percentiles(model: Model, view: View) -> dict[str, Array]:
     """Returns the spread of the last hidden unit's input over the validation rows."""
-    rows = view.inputs[view.validation]
-    context = view.context._replace(train=False)
-    taps = view.net.apply(model.params, model.state, rows, context)[2]
+    taps = _taps(model, view)
     found = jnp.percentile(taps[-1][:, 0], jnp.array([15, 50, 85]))
     return {"p15": found[0], "p50": found[1], "p85": found[2]}
 
 
 def dead_units(model: Model, view: View) -> dict[str, Array]:
     """Returns the share of units that are zero on all validation rows."""
-    rows = view.inputs[view.validation]
-    context = view.context._replace(train=False)
-    taps = view.net.apply(model.params, model.state, rows, context)[2]
+    taps = _taps(model, view)
     return {"dead": jnp.mean(jnp.stack([(tap <= 0).all(0) for tap in taps]))}
 
 
@@ -48,9 +46,7 @@ def distributions(model: Model, view: View) -> dict[str, Array]:
     again = jax.grad(loss, has_aux=True)(moved)[0]
     before, after = gradient["dense"][0], again["dense"][0]
     size = jnp.linalg.norm(before) + 1e-12
-    calm = view.context._replace(train=False)
-    rows = view.inputs[view.validation]
-    shown = view.net.apply(model.params, model.state, rows, calm)[2][-1]
+    shown = _taps(model, view)[-1]
     standard = (last - last.mean(0)) / (last.std(0) + 1e-8)
     return {
         "inputs": last[:, :16],
@@ -58,6 +54,13 @@ def distributions(model: Model, view: View) -> dict[str, Array]:
         "normalized": standard.reshape(-1),
         "gradient_shift": jnp.linalg.norm(after - before) / size,
     }
+
+
+def _taps(model: Model, view: View) -> list[Array]:
+    """The inputs of all activations for the validation rows."""
+    rows = view.inputs[view.validation]
+    context = view.context._replace(train=False)
+    return view.net.apply(model.params, model.state, rows, context)[2]
 
 
 def looks_normal(inputs: np.ndarray) -> np.ndarray:
@@ -79,26 +82,21 @@ def smoothness(model: Model, view: View, *, distances: np.ndarray) -> dict[str, 
         return cross_entropy(logits, view.labels[view.batch])
 
     here = jax.grad(loss)(model.params)
-    size = norm(here)
+    size = optax.global_norm(here)
 
     def at(distance):
         there = jax.tree.map(lambda p, g: p - distance * g, model.params, here)
         value, gradient = jax.value_and_grad(loss)(there)
-        change = norm(jax.tree.map(jnp.subtract, gradient, here))
+        change = optax.global_norm(jax.tree.map(jnp.subtract, gradient, here))
         return value, change / (distance * size)
 
     values, ratios = jax.lax.map(at, jnp.asarray(distances, jnp.float32))
-    weights = norm(model.params["dense"])
+    weights = optax.global_norm(model.params["dense"])
     return {
         "smoothness": ratios.max(),
         "scale_free": ratios.max() * weights**2,
         "loss_range": values.max() - values.min(),
     }
-
-
-def norm(tree) -> Array:
-    """Returns the Euclidean norm of all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def gradient_norms(norm: Norm, key: Array, *, width: int, layers: int) -> Array:

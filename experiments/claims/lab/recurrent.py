@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments.claims.lab.engine import Net
 from experiments.claims.lab.nets import weights
 from experiments.claims.lab.norms import MOMENTUM
+from experiments.claims.lab.plan import Net
 from experiments.nets.lstm import SCALE, init_lstm, lstm
 
 STEPS, INPUTS, HIDDEN = 10, 4, 24

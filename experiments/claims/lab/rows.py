@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.lab.engine import Outcome
+from experiments.claims.lab.plan import Outcome
 
 CHANCE = 0.1
 _LOST = 23.0  # ten times the loss of guessing among ten classes

@@ -1,10 +1,7 @@
 """The data of the claims: training, validation and test rows for each start."""
 
 import functools
-import hashlib
-import importlib
 import itertools
-import random
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -121,27 +118,7 @@ def _mnist1d() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 @functools.cache
 def _made() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     old = data.load("mnist1d", starts=1, seed=0)
-    module = importlib.import_module("mnist1d.data")
-    options = module.get_dataset_args()
-    options.seed, options.num_samples, options.train_split = _NEW_SEED, _NEW_TEST, 1.0
-    before = random.getstate(), np.random.get_state()
-    try:
-        new = module.make_dataset(options)
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+    new = data.generated(seed=_NEW_SEED, num_samples=_NEW_TEST, train_split=1.0)
     inputs, labels = new["x"].astype(np.float32), new["y"].astype(np.int32)
-    _check_new(inputs, labels)
+    data.check("Test rows of `mnist1d`", inputs, labels, wanted=_NEW_CHECKSUM)
     return old.inputs[..., 0], old.labels, inputs, labels
-
-
-def _check_new(inputs: np.ndarray, labels: np.ndarray) -> None:
-    # Four decimals: the last bits of a float differ between math libraries.
-    rounded = np.round(inputs.astype("<f8"), 4) + 0.0
-    found = hashlib.sha256(rounded.tobytes() + labels.astype("<i4").tobytes())
-    if found.hexdigest() != _NEW_CHECKSUM:
-        raise UserError(
-            f"`mnist1d` must give test rows with the SHA-256 {_NEW_CHECKSUM[:12]}..., "
-            f"got {found.hexdigest()[:12]}.... "
-            'Reinstall the experiments: pip install "jaxbn[experiments]".'
-        )

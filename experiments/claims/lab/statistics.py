@@ -13,7 +13,7 @@ predicts a large one, and names the smallest that would support the claim:
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -61,12 +61,10 @@ def effect(values: np.ndarray, *, least: float) -> Effect:
     if spread <= 1e-12 * max(abs(mean), 1e-12):
         p = 0.0 if abs(mean - least) > 1e-12 else 1.0
         return Effect(mean, mean, mean, (mean, mean), (mean, mean), p, n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
-    t = (mean - half, mean + half)
-    boot = bootstrap(values)
-    t_value = (mean - least) / (spread / math.sqrt(n))
-    p = float(2 * stats.t.sf(abs(t_value), n - 1))
-    return Effect(mean, min(boot[0], t[0]), max(boot[1], t[1]), boot, t, p, n)
+    test: Any = stats.ttest_1samp(values, least)
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    boot, p = bootstrap(values), float(test.pvalue)
+    return Effect(mean, min(boot[0], low), max(boot[1], high), boot, (low, high), p, n)
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:

@@ -57,6 +57,13 @@ class Table:
         """Returns `metric` of every start in the best cell."""
         return self.values(arm, metric, **self.best(arm, by, **choice))
 
+    def over(
+        self, arm: str, number: str, metric: str = "test_accuracy"
+    ) -> dict[Any, np.ndarray]:
+        """Returns `metric` of every start in the best cell of each `number`."""
+        values = dict.fromkeys(cell[number] for cell in self.cells(arm))
+        return {v: self.tuned(arm, metric, **{number: v}) for v in values}
+
     def gain(
         self, first: str, second: str, metric: str = "test_accuracy", **choice: Any
     ) -> np.ndarray:
@@ -72,11 +79,17 @@ class Table:
         return np.array(values, float)
 
     def reached(
-        self, arm: str, level: float, name: str = "test_accuracy", **choice: Any
+        self,
+        arm: str,
+        level: float,
+        name: str = "test_accuracy",
+        *,
+        along: str = "step",
+        **choice: Any,
     ) -> np.ndarray:
         """Returns the steps until `name` is at `level`, (starts,), or infinity."""
         above = self.series(arm, name, **choice) >= level
-        steps = self.series(arm, "step", **choice)[0]
+        steps = self.series(arm, along, **choice)[0]
         return np.where(above.any(1), steps[above.argmax(1)], np.inf)
 
     def last_step(self, arm: str, **choice: Any) -> float:

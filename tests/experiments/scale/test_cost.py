@@ -163,7 +163,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     ("options", "message"),
     [
         (["--devices", "1"], "`--devices` must be numbers of at least 2, got (1,)."),
-        (["--examples", "0"], "`--examples` must be positive, got 0."),
+        (["--examples", "0"], "`--examples` must be at least 1, got 0."),
         (["--devices", "100000"], "`--devices` must be at most 8"),
     ],
 )

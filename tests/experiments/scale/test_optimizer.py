@@ -71,13 +71,13 @@ def test_steps_are_those_of_a_loop_in_float64(nesterov):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup_steps": 21}, "`--warmup-steps` must be in [0, 20], the number of"),
-        ({"warmup_steps": -1}, "got -1. Pass fewer"),
-        ({"steps": 0}, "`--steps` must be positive, got 0."),
-        ({"batch_size": 0}, "`--batch-size` must be positive, got 0."),
-        ({"momentum": 1.0}, "`--momentum` must be in [0, 1), got 1.0."),
-        ({"lr": float("nan")}, "`--lr` must be finite and not negative, got nan."),
-        ({"weight_decay": -1e-4}, "`--weight-decay` must be finite and not negative"),
+        ({"warmup_steps": 21}, "`--warmup-steps` must be at most 20, the number of"),
+        ({"warmup_steps": -1}, "`--warmup-steps` must be at least 0, got -1"),
+        ({"steps": 0}, "`--steps` must be at least 1, got 0."),
+        ({"batch_size": 0}, "`--batch-size` must be at least 1, got 0."),
+        ({"momentum": 1.0}, "`--momentum` must be below 1, got 1.0."),
+        ({"lr": float("nan")}, "`--lr` must be finite, got nan."),
+        ({"weight_decay": -1e-4}, "`--weight-decay` must be at least 0, got -0.0001"),
     ],
 )
 def test_a_number_out_of_range_is_refused(options, message):

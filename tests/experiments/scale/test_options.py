@@ -61,8 +61,10 @@ def test_devices_and_habits_may_change_and_nothing_else(tmp_path):
     "words, message",
     [
         (["--steps=0"], "`--steps` must be at least 1, got 0"),
+        (["--loader-threads=-1"], "`--loader-threads` must be at least 0, got -1"),
+        (["--process-id=-1"], "`--process-id` must be at least 0, got -1"),
         (["--keep=1"], "`--keep` must be at least 2, got 1"),
-        (["--lr=nan"], "`--lr` must be positive and finite"),
+        (["--lr=nan"], "`--lr` must be finite, got nan"),
         (["--momentum=1"], "`--momentum` must be below 1, got 1"),
         (["--profile=3"], "`--profile` must be START:COUNT"),
         (["--steps=4", "--profile=4:1"], "`--profile` must start before the 4 steps"),

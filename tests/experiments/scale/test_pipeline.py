@@ -157,7 +157,6 @@ def test_an_image_and_its_label_stay_together():
     [
         ({}, 7, "`--batch-size` must be a multiple of the 2 processes, got 7."),
         ({}, 0, "`--batch-size` must be a multiple of the 2 processes, got 0."),
-        ({"loader_threads": -1}, 8, "`--loader-threads` must not be negative, got -1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, batch_size, message):

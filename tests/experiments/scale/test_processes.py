@@ -139,7 +139,7 @@ def supervised(program, *, kill=None):
     return running.returncode, errors
 
 
-AGAIN = "Continue with: python -m experiments train --lr 1 --resume"
+AGAIN = "Continue with: python -m experiments train --resume --lr 1"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""What a training run of an arm is made of, and what comes out of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from jax import Array
+
+from experiments.claims.lab.optimizers import OPTIMIZERS, any_of
+from experiments.claims.lab.splits import Splits
+
+Hyper = Mapping[str, Array]
+
+
+class Context(NamedTuple):
+    """What a layer may depend on beside its input, parameters and state.
+
+    Attributes:
+        train: whether to use batch statistics, noise and dropout.
+        key: for random numbers of this step.
+        hyper: the numbers of the cell.
+    """
+
+    train: bool
+    key: Array
+    hyper: Hyper
+
+
+class Net(NamedTuple):
+    """A net as two functions.
+
+    Attributes:
+        init: `init(key, hyper)` returns parameters and state.
+        apply: `apply(params, state, x, context)` returns logits, the new state and taps
+            (whatever a probe may want to see; free when unused).
+    """
+
+    init: Callable[[Array, Hyper], tuple[Any, Any]]
+    apply: Callable[[Any, Any, Array, Context], tuple[Array, Any, Any]]
+
+
+class Model(NamedTuple):
+    """What training has reached in one cell of one start."""
+
+    params: Any
+    state: Any
+
+
+class View(NamedTuple):
+    """What a probe gets: the data of one start, and one batch of training rows."""
+
+    net: Net
+    inputs: Array
+    labels: Array
+    validation: Array
+    test: Array
+    batch: Array
+    context: Context
+
+
+Probe = Callable[[Model, View], dict[str, Array]]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One training run of an arm.
+
+    Attributes:
+        net: the net.
+        splits: the data.
+        cells: the sweep; every cell has "lr".
+        steps: optimizer steps, a multiple of `evals`.
+        batch: examples a step.
+        evals: evaluations, evenly spaced, the last one at the end.
+        seed: of weights, batches and noise.
+        optimizer: one of `OPTIMIZERS`, or several: then every cell has "optimizer", the
+            position of its own.
+        probe: measured at each evaluation.
+        scored: the rows that are evaluated.
+    """
+
+    net: Net
+    splits: Splits
+    cells: Sequence[dict[str, float]]
+    steps: int
+    batch: int
+    evals: int
+    seed: int
+    optimizer: str | tuple[str, ...] = "sgd"
+    probe: Probe | None = None
+    scored: Sequence[str] = ("train", "validation", "test")
+
+    def transformation(self, hyper: Hyper) -> optax.GradientTransformation:
+        """Returns the optimizer of a cell, without its learning rate."""
+        if isinstance(self.optimizer, str):
+            return OPTIMIZERS[self.optimizer]
+        return any_of(self.optimizer, hyper["optimizer"])
+
+
+class Outcome(NamedTuple):
+    """What training measured.
+
+    Attributes:
+        cells: of the plan.
+        steps: of the evaluations, (evals,).
+        series: name to (starts, cells, evals): `train_loss` since the evaluation
+            before, `validation_loss`, `validation_accuracy`, `test_loss`,
+            `test_accuracy`, `train_accuracy` (on 512 rows), and those of the probe.
+        model: what training ended with; leaves have leading axes (starts, cells).
+    """
+
+    cells: Sequence[dict[str, float]]
+    steps: np.ndarray
+    series: dict[str, np.ndarray]
+    model: Model
