@@ -1,7 +1,7 @@
 """Masks for weight decay, and initial scales of residual blocks."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxbn.core import options, trees, values
+from jaxbn.core.paths import pattern
 from jaxbn.core.records import FINITE, Rule
 
 
@@ -122,7 +123,9 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         >>> jaxbn.optim.zero_last_scale(params, block="Block_[0-9]+")
         {'Block_0': {'BatchNorm_0': {'scale': Array([0.], dtype=float32)}}}
     """
-    is_block, is_norm = _pattern("block", block), _pattern("norm", norm)
+    hint = 'For example "ResNetBlock_[0-9]+".'
+    is_block = pattern("block", block, hint=hint)
+    is_norm = pattern("norm", norm, hint=hint)
     changed = 0
 
     def visit(name, tree):
@@ -153,21 +156,6 @@ def _last_name(path: tuple) -> str:
     names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
     names = [n for n in names if isinstance(n, str) and n not in ("value", "raw_value")]
     return names[-1] if names else ""
-
-
-def _pattern(name: str, value: Any) -> Callable[[str], Any]:
-    """Tells whether a whole name matches a regular expression."""
-    hint = 'For example "ResNetBlock_[0-9]+".'
-    if not isinstance(value, str):
-        raise TypeError(
-            f"`{name}` must be a regular expression, got {values.shown(value)}. {hint}"
-        )
-    try:
-        return re.compile(value).fullmatch
-    except re.error as error:
-        raise ValueError(
-            f"`{name}` must be a regular expression, got {value!r}: {error}. {hint}"
-        ) from error
 
 
 def _has_scale(tree: Any) -> bool:
