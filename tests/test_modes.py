@@ -6,12 +6,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from drop_in import KEY, assert_close, normal
 from extras import needs
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from other_models import NnxNet
 
 import jaxbn
 import jaxbn.linen
@@ -209,6 +211,38 @@ def test_a_view_does_not_update_the_statistics_that_it_shares():
     assert {"update_statistics", "frozen"} <= set(
         re.findall(r"\w+", nnx.view_info(layer))
     )
+
+
+def test_the_optimizer_moves_what_is_not_frozen_only():
+    model = jaxbn.nnx.convert(NnxNet(rngs=nnx.Rngs(0)), only="stacked/.*", frozen=True)
+    params = nnx.state(model, nnx.Param)
+    parts = params, nnx.state(model, nnx.BatchStat)
+    mask = jaxbn.optim.frozen_mask(*parts, only="stacked/.*")
+    decays = jaxbn.optim.weight_decay_mask(params)
+    adam = optax.adamw(0.1, weight_decay=0.1, mask=decays)
+    optimizer = optax.chain(adam, optax.freeze(mask))
+    gradients = jax.tree.map(jnp.ones_like, params)
+    before = nnx.to_pure_dict(params)
+
+    @nnx.jit
+    def step(model):  # nnx.Optimizer hands over parameters without their variables
+        nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, gradients)
+
+    step(model)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    still = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    norm = {"scale": True, "bias": True}
+    assert still.pop("stacked") == {
+        "norm": norm,
+        "dense": {"kernel": False, "bias": False},
+    }
+    assert not any(jax.tree.leaves(still))
+    linen = {"params": {"a": {"scale": X}, "b": {"bias": X, "scale": X}}}
+    linen["batch_stats"] = {"b": {"mean": X, "sigma": X}, "a": {"sigma": X}}
+    got = jaxbn.optim.frozen_mask(linen["params"], linen["batch_stats"])
+    assert got == {"a": {"scale": False}, "b": norm}
+    with pytest.raises(ValueError, match=r"`only` must match.*got 'c'. Here .* 'b'"):
+        jaxbn.optim.frozen_mask(linen["params"], linen["batch_stats"], only="c")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Hooks(settings.Settings):
     ) -> tuple[Array, Any]:
         """The result and, after training, the new statistics."""
         where = checks.mask(mask, x, name="mask")
-        if self.frozen is True:
+        if self._fixes_affine():
             scale, bias = lax.stop_gradient((scale, bias))
         others |= {
             "axis": self.axis,

@@ -42,3 +42,7 @@ class Settings:
     def _evaluates(self, mode: Any) -> bool:
         """Tells whether a call normalizes with the running statistics."""
         return options.flag("use_running_average", mode) or bool(self.frozen)
+
+    def _fixes_affine(self) -> bool:
+        """Tells whether scale and bias are constant."""
+        return bool(self.frozen) and self.frozen != "statistics"
