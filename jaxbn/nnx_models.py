@@ -54,8 +54,9 @@ def convert(
             unknown, missing or about variables; or for a layer of a subclass, whose
             code is its own: leave it out with `only`.
         ValueError: if no layer is meant, an option has a wrong value, a layer has
-            statistics that `to` cannot start from, or none of the counts that `debias`
-            and `momentum=None` need after training. Nothing is changed then.
+            statistics that `to` cannot start from or that are stacked otherwise, or
+            none of the counts that `debias` and `momentum=None` need after training.
+            Nothing is changed then.
 
     Example:
         >>> from flax import nnx
@@ -164,7 +165,14 @@ def _made_of(path: str, old: Any, kind: Any, options: dict[str, Any]) -> Layer:
     fresh = _variables(new)
     rank = np.size(old.num_features)
     each = "mean" not in kept  # with an axis of steps or domains
-    stack = kept["mean_of_each" if each else "mean"].shape[: -rank - each]
+    shape = kept["mean_of_each" if each else "mean"].shape
+    if shape[-rank:] != new._sizes(old.num_features):
+        raise ValueError(
+            f"`model` must have the features of stacked layers last, got shape {shape} "
+            f"of the mean of {path!r} for {old.num_features} features. Stack layers "
+            "along the first axis, as `nnx.vmap` does by default."
+        )
+    stack = shape[: -rank - each]
     shapes = {name: stack + v.get_value().shape for name, v in fresh.items()}
     same = {k for k in fresh if k in kept and kept[k].get_value().shape == shapes[k]}
     same -= options.keys()

@@ -70,6 +70,23 @@ def test_every_layer_is_exchanged_also_in_what_was_compiled_before(variables):
         assert not np.array_equal(a, b)
 
 
+def test_frozen_models_evaluate_in_training(variables):
+    """As timm's freeze_batch_norm_2d: no statistic moves, scale and bias do not."""
+    with converting(frozen=True):
+        results = train(noisy(variables), X)
+    chex.assert_trees_all_equal(new_statistics(results), statistics(noisy(variables)))
+    for name, (_, gradients) in results.items():
+        mask = jaxbn.optim.frozen_mask(gradients, variables[name]["batch_stats"])
+        still = jax.tree.map(lambda g: bool((g == 0).all()), gradients)
+        frozen = jax.tree.map(lambda is_frozen, s: s or not is_frozen, mask, still)
+        assert all(jax.tree.leaves(frozen))
+        assert not all(jax.tree.leaves(still))
+
+
+def noisy(variables):
+    return jax.tree.map(lambda leaf: leaf + 0.5, variables)
+
+
 def lowered(model, variables, **options):
     def step(variables, x):
         return model.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -212,10 +229,10 @@ def test_messages(arguments, kind, message):
 
 
 def test_statistics_start_anew_and_nothing_else(variables):
-    noisy = jax.tree.map(lambda leaf: leaf + 3, variables["ResNet"])
-    noisy["batch_stats"]["other"] = {"sigma": jnp.ones(1)}
-    got = jaxbn.linen.reset_statistics(noisy, only="bn_.*|BatchNorm_0")
-    want = {**noisy, "batch_stats": dict(noisy["batch_stats"])}
+    moved = noisy(variables["ResNet"])
+    moved["batch_stats"]["other"] = {"sigma": jnp.ones(1)}
+    got = jaxbn.linen.reset_statistics(moved, only="bn_.*|BatchNorm_0")
+    want = {**moved, "batch_stats": dict(moved["batch_stats"])}
     for name in ("bn_init", "BatchNorm_0"):
         want["batch_stats"][name] = variables["ResNet"]["batch_stats"][name]
     chex.assert_trees_all_equal(got, want)

@@ -154,6 +154,10 @@ class Ours(jaxbn.nnx.BatchNorm):
     """Likewise."""
 
 
+def norm_of():
+    return nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+
 def several(**layers):
     return nnx.Dict(first=layer(), **layers)
 
@@ -186,6 +190,12 @@ def several(**layers):
             {"to": jaxbn.nnx.BatchNorm},
             ValueError,
             "`to` must keep the statistics of 'bad', which are mean, sigma, count",
+        ),
+        (
+            several(bad=nnx.vmap(norm_of, out_axes=1, axis_size=2)()),
+            {},
+            ValueError,
+            r"`model` must have the features .* last, got shape \(3, 2\) .* of 'bad'",
         ),
         (several(), {"debias": True}, ValueError, "`debias` must be False, and `mome"),
     ],
