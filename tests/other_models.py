@@ -128,10 +128,11 @@ class NnxNet(nnx.Module):
     """Blocks in containers of each kind, stacked ones, and a layer at two places."""
 
     def __init__(self, *, rngs):
+        norm = functools.partial(nnx.BatchNorm, FEATURES)
         self.listed = nnx.List([NnxBlock(rngs=rngs)])
         self.named = nnx.Dict(block=NnxBlock(rngs=rngs))
-        self.plain = nnx.data([{"a": NnxBlock(rngs=rngs)}, (NnxBlock(rngs=rngs),)])
-        self.bn = nnx.BatchNorm(FEATURES, epsilon=1e-3, use_scale=False, rngs=rngs)
+        self.plain = nnx.data([{"a": NnxBlock(rngs=rngs)}, (norm(rngs=rngs),)])
+        self.bn = norm(epsilon=1e-3, use_scale=False, rngs=rngs)
         self.sequential = nnx.Sequential(self.bn, nnx.relu)
         self.stacked = stacked(rngs)
 
