@@ -34,8 +34,6 @@ class _Context(NamedTuple):
 
     def means(self, module: Any, path: str) -> bool:
         """Tells whether another layer runs in the place of a module."""
-        if type(module).__module__ == "flax.linen.transforms":
-            return False  # a lifted layer calls the layer
         changed = (nn.BatchNorm, Layer) if self.to or self.options else nn.BatchNorm
         if not isinstance(module, changed):
             return False
