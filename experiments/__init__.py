@@ -7,6 +7,7 @@
     scale        `train --config`, `eval`, `recalibrate`, `fold`, `export`: ResNets
     collectives  `collectives`: what the devices of a step exchange, against a model
     bench        `bench`: errors, time and memory beside other libraries
+    examples     pages to read, each a program: python -m experiments.examples.NAME
 
 A room imports only from those above it, which a test enforces.
 """

@@ -14,6 +14,7 @@ Drop-in for `flax.linen.BatchNorm`: the same arguments, variables and result typ
 """
 
 from jaxbn.linen_base import Layer
+from jaxbn.linen_models import converting, reset_statistics
 from jaxbn.linen_variants import (
     BatchRenorm,
     DomainBatchNorm,
@@ -30,6 +31,8 @@ __all__ = [
     "EvalBlendBatchNorm",
     "GhostBatchNorm",
     "TimestepBatchNorm",
+    "converting",
+    "reset_statistics",
 ]
 
 

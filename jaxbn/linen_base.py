@@ -41,6 +41,10 @@ class Layer(hooks.Hooks, nn.Module):
         unbiased: store the unbiased variance.
         skip_nonfinite: keep batches with an infinite or NaN moment out of the running
             statistics.
+        update_statistics: if False, training leaves the running statistics as they are.
+        frozen: if True, training too normalizes with the running statistics and leaves
+            them, scale and bias as they are; with "statistics", scale and bias are
+            trained. `optim.frozen_mask` is for the optimizer.
         implementation: "xla", "native", or None for the fastest that is right.
     """
 
@@ -70,6 +74,10 @@ class Layer(hooks.Hooks, nn.Module):
     debias: bool = dataclasses.field(default=False, kw_only=True)
     unbiased: bool = dataclasses.field(default=False, kw_only=True)
     skip_nonfinite: bool = dataclasses.field(default=False, kw_only=True)
+    update_statistics: bool = dataclasses.field(default=True, kw_only=True)
+    frozen: bool | Literal["statistics"] = dataclasses.field(
+        default=False, kw_only=True
+    )
     implementation: str | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.compact

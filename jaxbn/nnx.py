@@ -16,6 +16,7 @@ Drop-in for `flax.nnx.BatchNorm`: the same arguments, variables and result types
 """
 
 from jaxbn.nnx_base import Layer
+from jaxbn.nnx_models import convert, reset_statistics
 from jaxbn.nnx_variants import (
     BatchRenorm,
     DomainBatchNorm,
@@ -32,6 +33,8 @@ __all__ = [
     "EvalBlendBatchNorm",
     "GhostBatchNorm",
     "TimestepBatchNorm",
+    "convert",
+    "reset_statistics",
 ]
 
 

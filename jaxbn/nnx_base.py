@@ -12,29 +12,13 @@ from flax.nnx.nn.dtypes import canonicalize_dtype, promote_dtype
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax import Array
 
+from jaxbn import nnx_modes
 from jaxbn.variants import hooks
 
-NO_MODE = """No `use_running_average` argument was provided to BatchNorm. \
-Consider one of the following options:
-
-1. Pass `use_running_average` to the BatchNorm constructor:
-
-  self.bn = jaxbn.nnx.BatchNorm(..., use_running_average=True/False)
-
-2. Pass `use_running_average` to the BatchNorm __call__:
-
-  self.bn(x, use_running_average=True/False)
-
-3. Use `nnx.view` to create a view of the model with a specific \
-`use_running_average` value:
-
-  model_view = nnx.view(model, use_running_average=True/False)
-"""
-
-_COUNTED = "jaxbn_counted"
+COUNTED = "jaxbn_counted"
 
 
-class Layer(hooks.Hooks, nnx.Module):
+class Layer(nnx_modes.Modes, hooks.Hooks, nnx.Module):
     """A layer with running statistics in `nnx.BatchStat` variables.
 
     Args:
@@ -64,6 +48,10 @@ class Layer(hooks.Hooks, nnx.Module):
         unbiased: store the unbiased variance.
         skip_nonfinite: keep batches with an infinite or NaN moment out of the running
             statistics.
+        update_statistics: if False, training leaves the running statistics as they are.
+        frozen: if True, training too normalizes with the running statistics and leaves
+            them, scale and bias as they are; with "statistics", scale and bias are
+            trained. `optim.frozen_mask` is for the optimizer.
         implementation: "xla", "native", or None for the fastest that is right.
     """
 
@@ -97,6 +85,8 @@ class Layer(hooks.Hooks, nnx.Module):
         debias: bool = False,
         unbiased: bool = False,
         skip_nonfinite: bool = False,
+        update_statistics: bool = True,
+        frozen: bool | Literal["statistics"] = False,
         implementation: str | None = None,
     ):
         self._check(locals())
@@ -120,10 +110,12 @@ class Layer(hooks.Hooks, nnx.Module):
         self.debias = debias
         self.unbiased = unbiased
         self.skip_nonfinite = skip_nonfinite
+        self.update_statistics = update_statistics
+        self.frozen: bool | Literal["statistics"] = frozen
         self.implementation = implementation
         self._groups()  # refuses two of them
         start, names = self._start(features), self._names()
-        mark = {_COUNTED: True} if "count" in names else {}
+        mark = {COUNTED: True} if "count" in names else {}
         for field, name in names.items():
             setattr(self, name, nnx.BatchStat(getattr(start, field), **mark))
         shape = features if self.shared_affine else start.mean.shape
@@ -165,7 +157,7 @@ class Layer(hooks.Hooks, nnx.Module):
             An array of the shape of `x`.
         """
         modes = use_running_average, self.use_running_average
-        inference = self._evaluates(first_from(*modes, error_msg=NO_MODE))
+        inference = self._evaluates(first_from(*modes, error_msg=nnx_modes.NO_MODE))
         x = self._input(x)
         self._has_own(scale, bias)
         scale = scale if self.scale is None else self.scale[...]
@@ -194,15 +186,6 @@ class Layer(hooks.Hooks, nnx.Module):
                 _store(variable, getattr(new, field))
         return y.astype(dtype)
 
-    def set_view(self, use_running_average: bool | None = None):  # noqa: FBT001
-        """Sets the mode of a view made by `nnx.view`.
-
-        Args:
-          use_running_average: normalize with the running statistics.
-        """  # `nnx.view_info` reads arguments that are indented by two.
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
-
     def _result_type(self, x: Array, stored: Any, scale: Any, bias: Any) -> Dtype:
         """Returns what Flax does; the values themselves stay unrounded."""
         if self.dtype is None:
@@ -228,7 +211,7 @@ def _require_count(variables: dict[str, nnx.Variable]) -> None:
     """
     if "count" not in variables:
         return
-    own = {k: _COUNTED in v.get_metadata() for k, v in variables.items()}
+    own = {k: COUNTED in v.get_metadata() for k, v in variables.items()}
     if own["count"] and not own["mean"]:
         raise ValueError(
             "`count` must be loaded beside `mean` and `var` with `debias=True` or "

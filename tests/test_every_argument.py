@@ -176,6 +176,11 @@ def without(options, *names):
     return {k: v for k, v in options.items() if k not in names}
 
 
+def run_converting(**arguments):
+    with jaxbn.linen.converting(**arguments):
+        nn.BatchNorm(True).init(jax.random.key(0), X)
+
+
 SCALES = {"norm": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
 
 # What is right, made anew for each call.
@@ -376,6 +381,35 @@ CALLS = {
         optim.weight_decay_mask,
         lambda: {"params": SCALES, "names": ("scale", "bias")},
     ),
+    "frozen_mask": (
+        optim.frozen_mask,
+        lambda: {
+            "params": SCALES,
+            "statistics": {"norm": {"mean": jnp.zeros(3), "var": jnp.ones(3)}},
+            "only": None,
+        },
+    ),
+    "summary": (
+        deploy.summary,
+        lambda: {
+            "model": deploy.nnx_model(nnx_net(), call=run_net),
+            "batch": X,
+            "dead_below": 1e-8,
+        },
+    ),
+    "convert": (
+        jaxbn.nnx.convert,
+        lambda: {"model": nnx_net(), "only": None, "to": None, "momentum": 0.9},
+    ),
+    "reset_statistics of nnx": (
+        jaxbn.nnx.reset_statistics,
+        lambda: {"model": nnx_net(), "only": None},
+    ),
+    "reset_statistics of linen": (
+        jaxbn.linen.reset_statistics,
+        lambda: {"variables": linen_net()["variables"], "only": None},
+    ),
+    "converting": (run_converting, lambda: {"only": None, "to": None, "epsilon": 1e-5}),
     "zero_last_scale": (
         optim.zero_last_scale,
         lambda: {"params": {"Block": SCALES}, "block": "Block", "norm": ".*"},
@@ -452,6 +486,8 @@ FUNCTIONS = {
 OWN = {
     "activation": {"linen"},
     "collect": FUNCTIONS,
+    "only": FUNCTIONS,
+    "summary.batch": set(WRONG),
     "call": FUNCTIONS,
     "bias_init": FUNCTIONS,
     "scale_init": FUNCTIONS,
@@ -588,6 +624,11 @@ SENSIBLE = {
         "deleted",
     },
     "fold_nnx.model": {"nnx"},
+    "only": {"none"},
+    "to": {"none"},
+    "frozen_mask.params": ANY,
+    "frozen_mask.statistics": {k for k in WRONG if "state" in k} - {"state of strings"},
+    "dead_below": NOT_NEGATIVE | {"infinite"},
     "rate": NOT_NEGATIVE,
     "target": NOT_NEGATIVE | {"negative", "negative float"},
     "weight_decay_mask.params": ANY,  # names count, not leaves
@@ -606,7 +647,7 @@ SENSIBLE = {
     **dict.fromkeys(
         ("debias", "unbiased", "skip_nonfinite", "use_bias", "use_scale", "ready",
          "use_fast_variance", "force_float32_reductions", "use_running_average",
-         "shared_affine", "training"),
+         "shared_affine", "training", "update_statistics", "frozen"),
         FLAG,
     ),
 }  # fmt: skip

@@ -131,6 +131,7 @@ ROOMS = {
     "claims.lab": {"common", "nets"},
     "collectives": {"common", "scale"},
     "digits": {"claims.lab", "common", "nets"},
+    "examples": set(),
     "scale": {"common", "nets"},
     "common": set(),
     "nets": set(),

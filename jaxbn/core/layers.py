@@ -63,6 +63,17 @@ def _metadata(name: str, value: Any) -> None:
         )
 
 
+def _frozen(name: str, value: Any) -> None:
+    if not (isinstance(value, str) and value == "statistics"):
+        try:
+            options.flag(name, value)
+        except TypeError as error:
+            raise TypeError(
+                f'`{name}` must be True, False or "statistics", got '
+                f'{values.shown(value)}. With "statistics" scale and bias are trained.'
+            ) from error
+
+
 _FLAGS = (
     "use_bias",
     "use_scale",
@@ -71,6 +82,7 @@ _FLAGS = (
     "debias",
     "unbiased",
     "skip_nonfinite",
+    "update_statistics",
     "shared_affine",
 )
 _INITIALIZER = _function("It is called with a key, a shape and a type.")
@@ -78,6 +90,7 @@ _INITIALIZER = _function("It is called with a key, a shape and a type.")
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_FLAGS, options.flag),
     "use_running_average": _unless_none(options.flag),
+    "frozen": _frozen,
     "axis": _axis,
     "momentum": lambda _, value: options.momentum(value, debias=False),
     "epsilon": lambda _, value: options.epsilon(value),

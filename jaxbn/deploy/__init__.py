@@ -1,4 +1,4 @@
-"""From training to use: recalibrate, adapt, freeze and fold."""
+"""From training to use: look at, recalibrate, adapt, freeze and fold."""
 
 from jaxbn.deploy.adapt import adapt
 from jaxbn.deploy.calls import FoldReport
@@ -10,11 +10,14 @@ from jaxbn.deploy.model import Model
 from jaxbn.deploy.nnx_fold import fold_nnx
 from jaxbn.deploy.nnx_model import nnx_model
 from jaxbn.deploy.recalibrate import recalibrate
+from jaxbn.deploy.summary import LayerSummary, Summary, summary
 
 __all__ = [
     "FoldReport",
     "Frozen",
+    "LayerSummary",
     "Model",
+    "Summary",
     "adapt",
     "fold",
     "fold_linen",
@@ -24,4 +27,5 @@ __all__ = [
     "nnx_model",
     "recalibrate",
     "strip_linen",
+    "summary",
 ]

@@ -66,6 +66,9 @@ def freeze(
 
         y = scale / sqrt(var + epsilon) * (x - mean) + bias
 
+    For inference. A layer that is trained around has `frozen=True`, see
+    `jaxbn.nnx.convert` and `jaxbn.linen.converting`.
+
     It is `jaxbn.batch_norm_inference` with everything but `x` constant. The mean is
     kept apart, because (bias - slope * mean) loses digits where |mean| >> std.
 

@@ -76,7 +76,7 @@ def linen_model(
     require_some(states, "variables")
 
     def collect(states, batch):
-        with intercept(_record):
+        with intercept(_recorder()):
             _, found = module.apply(
                 _replace(variables, states),
                 batch,
@@ -132,16 +132,31 @@ def kind_of(module: Any) -> str | None:
     return kinds.get(type(module))
 
 
-def _record(next_call, args, kwargs, context):
-    if context.method_name == "__call__" and is_norm(context.module):
-        context.module.sow(
+def _recorder() -> Callable[..., Any]:
+    """A listener that sows the moments of what each layer is called on."""
+    running: list[Any] = []
+
+    def record(next_call, args, kwargs, context):
+        module, scope = context.module, context.module.scope
+        # A layer that is running calls that of the class it extends, or another one
+        # that stands in its place.
+        inside = any(other is scope for other in running)
+        if context.method_name != "__call__" or inside or not is_norm(module):
+            return next_call(*args, **kwargs)
+        module.sow(
             _COLLECTION,
             _NAME,
-            moments_of_call(context.module, *args, **kwargs),
+            moments_of_call(module, *args, **kwargs),
             init_fn=lambda: None,
             reduce_fn=lambda old, new: new if old is None else merge(old, new),
         )
-    return next_call(*args, **kwargs)
+        running.append(scope)
+        try:
+            return next_call(*args, **kwargs)
+        finally:
+            running.pop()
+
+    return record
 
 
 def read(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, BatchNormState]]:

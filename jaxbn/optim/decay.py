@@ -1,7 +1,7 @@
 """Masks for weight decay, and initial scales of residual blocks."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxbn.core import options, trees, values
+from jaxbn.core.paths import pattern
 from jaxbn.core.records import FINITE, Rule
 
 
@@ -25,7 +26,8 @@ def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) 
         names: the last names to leave out.
 
     Returns:
-        A tree of the same structure, of bools.
+        A tree of the same structure, of bools; one for each `nnx.Variable` or
+        `nn.Partitioned`, so that it fits parameters with and without these.
 
     Raises:
         TypeError: if a name is no string.
@@ -36,8 +38,8 @@ def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) 
         {'bias': False, 'scale': False}
     """
     names = options.words("names", names)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: _last_name(path) not in names, params
+    return jax.tree.map_with_path(
+        lambda path, _: last_name(path) not in names, params, is_leaf=is_box
     )
 
 
@@ -85,7 +87,7 @@ def decay_scale(
         trees.same_structure("params", params, "updates", updates, hint=hint)
 
         def one(path, value, param):
-            if _last_name(path) not in names:
+            if last_name(path) not in names:
                 return value
             value, param = values.array("updates", value), values.array("params", param)
             return value + rate * (param - target)
@@ -122,7 +124,9 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
         >>> jaxbn.optim.zero_last_scale(params, block="Block_[0-9]+")
         {'Block_0': {'BatchNorm_0': {'scale': Array([0.], dtype=float32)}}}
     """
-    is_block, is_norm = _pattern("block", block), _pattern("norm", norm)
+    hint = 'For example "ResNetBlock_[0-9]+".'
+    is_block = pattern("block", block, hint=hint)
+    is_norm = pattern("norm", norm, hint=hint)
     changed = 0
 
     def visit(name, tree):
@@ -148,26 +152,16 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
     return result
 
 
-def _last_name(path: tuple) -> str:
+def last_name(path: tuple) -> str:
     """The last named key; positions and the value of an nnx variable have no name."""
     names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
     names = [n for n in names if isinstance(n, str) and n not in ("value", "raw_value")]
     return names[-1] if names else ""
 
 
-def _pattern(name: str, value: Any) -> Callable[[str], Any]:
-    """Tells whether a whole name matches a regular expression."""
-    hint = 'For example "ResNetBlock_[0-9]+".'
-    if not isinstance(value, str):
-        raise TypeError(
-            f"`{name}` must be a regular expression, got {values.shown(value)}. {hint}"
-        )
-    try:
-        return re.compile(value).fullmatch
-    except re.error as error:
-        raise ValueError(
-            f"`{name}` must be a regular expression, got {value!r}: {error}. {hint}"
-        ) from error
+def is_box(value: Any) -> bool:
+    """Recognizes what Flax puts around an array: a variable, or metadata."""
+    return hasattr(value, "get_value") or hasattr(value, "replace_boxed")
 
 
 def _has_scale(tree: Any) -> bool:

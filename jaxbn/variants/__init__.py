@@ -5,6 +5,7 @@ renorm     batch renormalization; schedule has the bounds of its paper
 timestep   statistics per step of a sequence
 domains    statistics per domain
 blend      inference that blends in the statistics of each example
+settings   the options of a module, whatever its kind
 hooks      the calls that the modules of linen and nnx make for each of them
 """
 

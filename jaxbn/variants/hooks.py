@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxbn.core import checks, layers, options, weighting
 from jaxbn.core.batch_norm import batch_norm
 from jaxbn.core.normalize import batch_norm_inference
 from jaxbn.core.state import init_state, require_count
 from jaxbn.core.types import BatchNormState
-from jaxbn.variants import blend, domains, ghost, renorm, timestep
+from jaxbn.variants import blend, domains, ghost, renorm, settings, timestep
 
 
-class Hooks:
+class Hooks(settings.Settings):
     """Those that all kinds share."""
 
     suffix: Any = ""
@@ -38,19 +38,6 @@ class Hooks:
     rules: Any = layers.rules()
     """Functions that raise an error about an option, by its name."""
 
-    axis: Any
-    axis_name: Any
-    axis_groups: Any
-    axis_index_groups: Any
-    momentum: Any
-    epsilon: Any
-    activation: Any
-    debias: Any
-    unbiased: Any
-    skip_nonfinite: Any
-    save: Any
-    implementation: Any
-
     def _check(self, given: dict[str, Any]) -> None:
         """Refuses options that are wrong for every input."""
         for name in filter(self.rules.get, given):
@@ -59,7 +46,6 @@ class Hooks:
     _input = staticmethod(layers.array)
     _has_own = layers.has_own
     _sizes = staticmethod(functools.partial(options.sizes, "num_features"))
-    _evaluates = staticmethod(functools.partial(options.flag, "use_running_average"))
 
     def _start(self, features: tuple[int, ...]) -> Any:
         """The statistics before the first batch."""
@@ -90,27 +76,11 @@ class Hooks:
                 )
         return found
 
-    def _groups(self) -> Any:
-        """The positions that share statistics, by Flax's name or by ours."""
-        if self.axis_index_groups is None or self.axis_name is None:
-            return self.axis_groups
-        if self.axis_groups is not None:
-            raise ValueError(
-                "`axis_index_groups` must be None with `axis_groups`, got "
-                f"{self.axis_index_groups!r} and {self.axis_groups!r}. They mean the "
-                "same: give one."
-            )
-        return self.axis_index_groups
-
     def _names(self) -> dict[str, str]:
         """The names of the variables of the statistics, by those of their fields."""
         counts = self.always_counts or self._averages()
         fields = [k for k in self.statistics._fields if k != "count" or counts]
         return {field: field + self.suffix for field in fields}
-
-    def _averages(self) -> bool:
-        """Tells whether the average depends on the number of updates."""
-        return self.debias or self.momentum is None
 
     def _features(self, x: Array) -> tuple[int, ...]:
         """The sizes of the feature axes."""
@@ -141,6 +111,8 @@ class Hooks:
         counting = {"where": weighting.mask(mask, x, name="mask")}
         if weights is not None:
             counting["weights"] = weighting.counted(None, weights, x)
+        if self._fixes_affine():
+            scale, bias = lax.stop_gradient((scale, bias))
         others |= {
             "axis": self.axis,
             "epsilon": self.epsilon,
@@ -153,7 +125,7 @@ class Hooks:
         if self._averages():
             require_count(state)
         y, new = self._train(state)(x, state, scale, bias, **counting, **others)
-        return y, None if initial else new
+        return y, None if initial or not self.update_statistics else new
 
 
 class Ordinary(Hooks):
