@@ -16,7 +16,7 @@ Drop-in for `flax.nnx.BatchNorm`: the same arguments, variables and result types
 """
 
 from jaxbn.nnx_base import Layer
-from jaxbn.nnx_models import convert, reset_statistics
+from jaxbn.nnx_models import convert, freeze, reset_statistics
 from jaxbn.nnx_variants import (
     BatchRenorm,
     DomainBatchNorm,
@@ -34,6 +34,7 @@ __all__ = [
     "GhostBatchNorm",
     "TimestepBatchNorm",
     "convert",
+    "freeze",
     "reset_statistics",
 ]
 

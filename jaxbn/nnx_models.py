@@ -81,6 +81,41 @@ def convert(
     return made.get(id(model), model)
 
 
+def freeze(
+    model: M, *, only: str | Callable[[str], bool] | None = None, affine: bool = True
+) -> M:
+    """Freezes the batch normalization of a model for fine-tuning, in place.
+
+    Frozen layers normalize with running statistics in training too, as
+    `FrozenBatchNorm2d` of torchvision, and never update them. It is
+    `convert(model, frozen=True)`; undo it with `convert(model, frozen=False)`.
+    `jaxbn.deploy.freeze` is something else: a layer as one affine map.
+
+    Args:
+        model, only: as in `convert`.
+        affine: whether scale and bias are constants too; an optimizer with weight decay
+            needs `jaxbn.optim.frozen_mask` for them.
+
+    Returns:
+        The model, or the new layer where the model is a layer itself.
+
+    Raises:
+        TypeError, ValueError: as `convert`.
+
+    Example:
+        >>> from flax import nnx
+        >>> model = nnx.Sequential(nnx.relu, nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        >>> jaxbn.nnx.freeze(model).layers[1].frozen
+        True
+    """
+    if not isinstance(affine, bool):
+        raise TypeError(
+            f"`affine` must be a bool, got {affine!r}. False leaves scale and bias to "
+            "the optimizer."
+        )
+    return convert(model, only=only, frozen=affine or "statistics")
+
+
 def reset_statistics(model: M, *, only: str | Callable[[str], bool] | None = None) -> M:
     """Puts the running statistics back to those before the first batch, in place.
 

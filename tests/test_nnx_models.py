@@ -217,3 +217,14 @@ def test_statistics_start_anew_and_nothing_else():
     jaxbn.nnx.reset_statistics(model)
     got = values(model["b"], nnx.BatchStat)
     chex.assert_trees_all_equal(got, values(fresh, nnx.BatchStat))
+
+
+@pytest.mark.parametrize(("affine", "frozen"), [(True, True), (False, "statistics")])
+def test_freeze_is_convert_by_another_name(affine, frozen):
+    model = jaxbn.nnx.freeze(net(), affine=affine)
+    layers = [
+        m for _, m in nnx.iter_modules(model) if isinstance(m, jaxbn.nnx.BatchNorm)
+    ]
+    assert layers and {layer.frozen for layer in layers} == {frozen}
+    with pytest.raises(TypeError, match="`affine` must be a bool, got 3"):
+        jaxbn.nnx.freeze(model, affine=3)

@@ -3,7 +3,7 @@
 import chex
 import numpy as np
 
-from experiments.examples import crossq, fine_tune, sam
+from experiments.examples import crossq, fine_tune, gan, sam
 
 
 def test_sam_counts_each_batch_once():
@@ -22,3 +22,7 @@ def test_fine_tuning_leaves_frozen_layers_alone():
     (first, last), before, after = fine_tune.main(steps=100)
     assert last < 0.7 * first
     chex.assert_trees_all_equal(before, after)
+
+
+def test_each_class_is_generated_around_its_corner():
+    np.testing.assert_allclose(gan.main(steps=600), gan.CORNERS, atol=0.7)
