@@ -5,6 +5,7 @@ included (one line on stderr), 3 another process was lost, 4 a check failed, 5 o
 time (what finished is kept), 130 interrupted.
 """
 
+import difflib
 import errno
 import importlib
 import sys
@@ -103,8 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *options = list(sys.argv[1:] if arguments is None else arguments) or [
         "--help"
     ]
-    if name in ("-h", "--help"):
-        print(_usage())
+    if name in ("-h", "--help", "--version"):
+        about = importlib.import_module("jaxbn").__version__
+        print(f"jaxbn {about}" if name == "--version" else _usage())
         return 0
     if supervise.wanted(options):
         return supervise.supervise([name, *options])
@@ -134,8 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, options: list[str]) -> int:
     if name not in COMMANDS:
         known = ", ".join(map(repr, COMMANDS))
+        meant = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {meant[0]!r}? " if meant else ""
         raise UserError(
-            f"The command must be one of {known}, got {name!r}. "
+            f"The command must be one of {known}, got {name!r}. {hint}"
             "See python -m experiments --help."
         )
     command, prog = COMMANDS[name], f"python -m experiments {name}"

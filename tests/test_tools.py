@@ -1,8 +1,6 @@
 """Every tool around the layer has an example and a place in the README."""
 
-import importlib
 import inspect
-import pkgutil
 from pathlib import Path
 
 import jaxbn
@@ -28,12 +26,10 @@ def own_functions(module):
 
 
 def tools():
-    """Public functions by name, and the modules for the variants."""
+    """Public functions by name, and the modules."""
     found = {}
-    for package in (jaxbn.deploy, jaxbn.interop, jaxbn.optim):
+    for package in (jaxbn.deploy, jaxbn.interop, jaxbn.optim, jaxbn.variants):
         found |= own_functions(package)
-    for info in pkgutil.iter_modules(jaxbn.variants.__path__, "jaxbn.variants."):
-        found |= own_functions(importlib.import_module(info.name))
     for package in (jaxbn.linen, jaxbn.nnx):
         for name, value in vars(package).items():
             if inspect.isclass(value) and name.endswith(("BatchNorm", "Renorm")):

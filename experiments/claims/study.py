@@ -36,7 +36,7 @@ class RunConfig:
     """Measures claims about batch normalization and decides them."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Experiments, or `all`."""
+    """Experiments, or `all`; a wrong one is answered with all their names."""
     preset: Literal["smoke", "quick", "standard"] = "quick"
     """smoke: does it run; quick: 5 starts; standard: 10 starts."""
     seed: Seed = 0

@@ -28,6 +28,12 @@ def seal(out: Path, *names: str) -> None:
     files.write_json(out / _FOLDER / _FILES, {"sha256": sums})
 
 
+def unseal(out: Path, *names: str) -> None:
+    """Forgets files of a run that change after all."""
+    sums = {k: v for k, v in _sealed(out).items() if k not in names}
+    files.write_json(out / _FOLDER / _FILES, {"sha256": sums})
+
+
 def check(out: Path, *names: str) -> None:
     """Raises `DamagedError` for a file that differs from the one that was sealed."""
     sealed = _sealed(out)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.common import checksums, records
-from experiments.common.errors import UserError
+from experiments.common import checksums, files, records
+from experiments.common.errors import UserError, writing
 from experiments.common.options import flag, parse
 
 T = TypeVar("T")
 
+_LONGER = "steps"
 Options = dict[str, str | int | float | bool | None]
 
 
@@ -56,11 +57,15 @@ def check_unchanged(
 ) -> None:
     """Raises `UserError` if an option differs from the one the run in `out` began with.
 
+    Steps may become more, see `lengthen`.
+
     Args:
         out: directory of the run.
         begun, now: names, with underscores, to values.
     """
     for name, value in begun.items():
+        if name == _LONGER and value < now[name]:
+            continue
         if value != now[name]:
             raise UserError(
                 f"`{flag(name)}` must stay {value}, with which the run in '{out}' "
@@ -69,9 +74,28 @@ def check_unchanged(
             )
 
 
+def lengthen(
+    out: Path, begun: Mapping[str, Any], now: Mapping[str, Any], *results: str
+) -> None:
+    """Writes down that the run in `out` takes more steps, if it does.
+
+    Its summary is that of fewer steps and goes first; files with the names of results
+    may change again.
+    """
+    if begun.get(_LONGER) == now.get(_LONGER):
+        return
+    with writing(out):
+        (out / "summary.json").unlink(missing_ok=True)
+        # Each of these leaves a directory that can be continued.
+        checksums.unseal(out, "config.json", *results)
+        files.write_json(out / "config.json", dict(now))
+        checksums.seal(out, "config.json")
+
+
 def fingerprint(options: Mapping[str, Any]) -> str:
-    """Returns a hash that two runs share if they have the same options."""
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    """Returns a hash that two runs share if they have the same options, but steps."""
+    same = {name: value for name, value in options.items() if name != _LONGER}
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
 def _typed(name: str, value: object) -> list[str]:

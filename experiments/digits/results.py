@@ -16,7 +16,7 @@ from experiments.digits.config import TrainConfig
 from experiments.digits.summary import THRESHOLD, Interval, Measured, Spread
 
 _LAST = "summary.json"
-_ALL = ("metrics.jsonl", "curves.png", _LAST)
+FILES = ("metrics.jsonl", "curves.png", _LAST)
 _GOAL = f"{100 * THRESHOLD:.0f} %"
 _NOTES = f"""
 steps and seconds: median (range) over the starts, at the first evaluation at or above \
@@ -30,7 +30,7 @@ final accuracy: on the test split, mean over the starts [95 % t interval].
 def written(out: Path) -> bool:
     """Tells whether the results in `out` are complete and as they were written."""
     try:
-        checksums.check(out, *_ALL)
+        checksums.check(out, *FILES)
     except UserError as error:
         print(f"note: {error} The results are written again.", file=sys.stderr)
         return False
@@ -72,7 +72,7 @@ def write(
     files.write_bytes(config.out / "curves.png", png)
     # Null stands for "not reached" and "not defined".
     files.write_json(config.out / _LAST, files.plain(content))
-    checksums.seal(config.out, *_ALL)
+    checksums.seal(config.out, *FILES)
     counts = ", ".join(f"{count:,} ({arm})" for arm, count in weights.items())
     return "\n".join(
         [

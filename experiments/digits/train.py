@@ -32,9 +32,9 @@ def main(config: TrainConfig) -> int:
     check(config)
     with locked(config.out):
         if config.resume:
-            remembered.check_unchanged(
-                config.out, to_json(stored(config)), to_json(config)
-            )
+            begun, now = to_json(stored(config)), to_json(config)
+            remembered.check_unchanged(config.out, begun, now)
+            remembered.lengthen(config.out, begun, now, *results.FILES)
         else:
             check_new(config.out)
         plans = make_plans(config)

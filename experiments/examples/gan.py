@@ -19,8 +19,9 @@ CORNERS = np.array([[2, 2], [2, -2], [-2, 2], [-2, -2]], np.float32)
 class Generator(nnx.Module):
     def __init__(self, rngs, classes=4, noise=4, width=32):
         self.first = nnx.Linear(noise, width, rngs=rngs)
-        own = {"use_scale": False, "use_bias": False}
-        self.norm = jaxbn.nnx.BatchNorm(width, **own, activation="relu", rngs=rngs)
+        self.norm = jaxbn.nnx.BatchNorm(
+            width, use_scale=False, use_bias=False, activation="relu", rngs=rngs
+        )
         ones = nnx.initializers.ones
         self.scale = nnx.Embed(classes, width, embedding_init=ones, rngs=rngs)
         self.bias = nnx.Embed(classes, width, rngs=rngs)

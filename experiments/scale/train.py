@@ -14,6 +14,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import check_new
 from experiments.common.lock import locked
 from experiments.common.progress import StepProgress
+from experiments.common.remembered import lengthen
 from experiments.scale import agreement, connection
 from experiments.scale.config import CONFIGS, ScaleConfig
 from experiments.scale.deadline import Deadline
@@ -101,7 +102,9 @@ def _claim_directory(
 
 def _has_begun(config: ScaleConfig) -> bool:
     if config.resume and (config.out / "config.json").is_file():
-        check_unchanged(config, stored(config))
+        begun = stored(config)
+        check_unchanged(config, begun)
+        lengthen(config.out, to_json(begun), to_json(config), *RESULTS)
         return True
     check_new(config.out)
     return False

@@ -90,6 +90,16 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     jax.tree.map(np.testing.assert_array_equal, states(out), states(finished))
 
 
+def test_a_run_that_is_lengthened_ends_as_if_it_had_been_longer(finished, tmp_path):
+    out = tmp_path / "run"
+    assert run_train("--out", out, *TINY, "--steps", "4") == 0
+    assert run_train("--resume", "--out", out, "--steps", "6") == 0
+    assert metrics(out) == metrics(finished)
+    jax.tree.map(np.testing.assert_array_equal, states(out), states(finished))
+    assert json.loads((out / "config.json").read_text())["steps"] == 6
+    assert run_train("--resume", "--out", out) == 0  # which changes nothing
+
+
 def test_the_checkpoint_holds_the_running_statistics(finished):
     statistics = jax.tree.leaves(states(finished)["bn"].model.state)
     assert statistics and all(np.abs(leaf).max() > 0 for leaf in statistics)

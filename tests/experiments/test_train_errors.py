@@ -89,7 +89,7 @@ def test_a_file_in_place_of_the_directory_is_refused(below, tmp_path, capsys):
     ("options", "part"),
     [
         ("--lr 0.2", "`--lr` must stay 0.1,"),
-        ("--steps 9", "`--steps` must stay 6,"),
+        ("--steps 5", "`--steps` must stay 6,"),
         ("--norm none", "`--norm` must stay bn,"),
         ("--batch-size 0", "`--batch-size` must be at least 2, got 0."),
     ],

@@ -216,7 +216,7 @@ def test_moments_of_all_groups_take_one_all_reduce(devices):
     sent = re.findall(r"f32\[(\d+),3\]", types)
     # Scale and bias follow, with a row for each group.
     groups = BATCH // SIZE // devices
-    assert sorted(sent) == sorted(["10", str(groups), str(groups)])
+    assert sorted(sent) == sorted(["19", str(groups), str(groups)])
 
 
 def test_channels_first_vmap_and_second_order():

@@ -50,6 +50,14 @@ def test_sigterm_saves_and_resuming_is_bit_identical(whole, cache, tmp_path):
     assert results(tmp_path / "run") == results(whole)
 
 
+def test_a_run_can_be_lengthened(cache, tmp_path):
+    train(tmp_path / "run", cache, steps=8)
+    train(tmp_path / "run", cache, "--resume", steps=12)
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "loss" in row][-1] == 12
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 12
+
+
 def test_two_processes_compute_what_one_does(whole, cache, tmp_path):
     train(tmp_path / "run", cache, processes=2)
     assert_close(rows(tmp_path / "run"), rows(whole))
