@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
 
 
 def test_a_run_that_is_lengthened_ends_as_if_it_had_been_longer(finished, tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "longer"
     assert run_train("--out", out, *TINY, "--steps", "4") == 0
     assert run_train("--resume", "--out", out, "--steps", "6") == 0
     assert metrics(out) == metrics(finished)

@@ -1,5 +1,6 @@
 """Whole runs in processes of their own: stopped, killed, split, resumed."""
 
+import json
 import os
 import random
 import signal
