@@ -23,7 +23,7 @@ _PLACES = ("flax.linen", "jaxbn.linen")
 
 
 class _Context(NamedTuple):
-    """What one `converting` is about: its arguments, and the paths of calls in it."""
+    """The arguments of one `converting`, and the paths of calls in it."""
 
     number: int
     is_meant: Callable[[str], Any]

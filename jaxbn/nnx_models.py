@@ -240,7 +240,7 @@ def _check_start(path: str, kept: Any, missing: set[str], *, averages: bool) -> 
 
 
 def _start(name: str, kept: dict[str, Any], epsilon: float) -> Any:
-    """What a new variable starts from, if that is one of those that there are."""
+    """Returns the start of a new variable, if there is one to derive it from."""
     stem = name.removesuffix("_of_each")
     if stem == "sigma":
         return jnp.sqrt(kept["var"].get_value() + epsilon)

@@ -21,7 +21,7 @@ Consider one of the following options:
 
 
 class Modes:
-    """What `nnx.view` sets."""
+    """Sets the attributes that `nnx.view` may change."""
 
     _check: Any
 

@@ -45,7 +45,7 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
 
 
 def _libraries(case: Case) -> dict:
-    """What has a row; a peer that is not installed has none."""
+    """The rows of the table; a peer that is not installed has none."""
     found = peers.builders(case)
     ours = {
         "jaxbn": found.pop("jaxbn"),

@@ -1,4 +1,4 @@
-"""What `bench layer` measures: shapes, types, operations."""
+"""The cases of `bench layer`: shapes, types, operations."""
 
 from dataclasses import dataclass
 from typing import Literal

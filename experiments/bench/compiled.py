@@ -1,4 +1,4 @@
-"""What XLA makes of batch normalization for accelerators that are not here.
+"""Programs that XLA compiles for accelerators that are not here.
 
 Programs are compiled for a described H100 and for topologies of TPUs, and read; none of
 them is run. `compiled.json` grows with every program and a second run does the rest,

@@ -65,7 +65,7 @@ def _key(record: dict) -> tuple[str, ...]:
 
 
 def _is_bar(record: dict) -> bool:
-    """Whether the case counts for the geometric means that the project promises."""
+    """Tells whether the case counts for the geometric means of the README."""
     return record["group"] in ("ResNet-50", "dense", "quick")
 
 

@@ -78,7 +78,7 @@ def problem(way: steps.Way, dtype: str, batch: int, size: int = 224):
 
 
 def residual_bytes(loss, arguments) -> int:
-    """What `jax.vjp` keeps, in bytes."""
+    """Returns the bytes that `jax.vjp` keeps."""
 
     def kept(params, *others):
         return jax.vjp(lambda p: loss(p, *others), params, has_aux=True)[1]

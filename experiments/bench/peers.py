@@ -32,7 +32,7 @@ def builders(case: Case) -> dict[str, Callable]:
 
 
 def runs(case: Case) -> dict[str, Run]:
-    """What is measured in turns: a copy of x, and every library."""
+    """The participants, measured in turns: a copy of x, and every library."""
     generator = np.random.default_rng(0)
     x, dy, added = (
         jnp.asarray(generator.standard_normal(case.shape, np.float32), case.dtype)
@@ -49,7 +49,7 @@ def _installed(name: str) -> bool:
 
 
 def _torch_device() -> str | None:
-    """Where PyTorch can run beside JAX: a layer elsewhere would be no comparison."""
+    """Tells whether PyTorch runs on the device of JAX, which a comparison needs."""
     if not _installed("torch"):
         return None
     import torch

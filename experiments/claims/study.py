@@ -168,7 +168,7 @@ def _measure(config: RunConfig, wanted: list[Experiment], interrupt: Interrupt) 
 def _may_start(
     one: tuple[Experiment, str], running: set, *, alone: bool, jobs: int
 ) -> bool:
-    """What is timed runs alone, everything else beside others."""
+    """Orders the work: what is timed runs alone, everything else beside others."""
     timed = not one[0].exact
     return not running or (len(running) < jobs and not alone and not timed)
 

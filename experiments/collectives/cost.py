@@ -1,4 +1,4 @@
-"""What the collectives of a training step cost: bytes, and time by a model.
+"""The cost of the collectives of a training step: bytes, and time by a model.
 
 **Bytes.** A layer with C channels normalizes with statistics of the whole batch, so the
 devices exchange, in float32 whatever type the network computes in,
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What each device contributes to all-reduces in one step.
+    """The contribution of each device to all-reduces in one step.
 
     Attributes:
         layers: all layers that share statistics.
@@ -80,7 +80,7 @@ class Traffic(NamedTuple):
 
 
 class Link(NamedTuple):
-    """How devices are connected.
+    """The connections between devices.
 
     Attributes:
         latency: seconds per message.
@@ -139,7 +139,7 @@ def layer_bytes(layer: Layer) -> tuple[int, int]:
 
 
 def traffic(params: Any, batch_stats: Any) -> Traffic:
-    """What is exchanged in a step that shares statistics over the whole batch.
+    """The exchange of a step that shares statistics over the whole batch.
 
     Args:
         params: nested dictionaries of arrays, or of their shapes.

@@ -59,7 +59,7 @@ class Collective(NamedTuple):
 
     @property
     def is_backward(self) -> bool:
-        """Whether it belongs to a transposed, that is, a backward pass."""
+        """Tells whether it belongs to a transposed, that is, a backward pass."""
         return "transpose(" in self.source
 
 

@@ -36,11 +36,11 @@ class CollectivesConfig:
     norm: Literal["jaxbn", "flax"] = "jaxbn"
     """Library of the normalization; `flax` for comparison."""
     bn_sync: str = "global"
-    """Who shares the statistics, as for `train`."""
+    """The examples that share statistics, as for `train`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in."""
     parallel: Literal["jit", "explicit", "shard_map"] = "jit"
-    """How the step is spread over the devices."""
+    """The way the step is spread over the devices."""
     examples: Positive = 2
     """Examples of each device."""
     out: Path = field(default=Path("runs/collectives"))
@@ -141,7 +141,7 @@ def summary(program: Program) -> dict[str, Any]:
 
 
 def within(record: dict[str, Any]) -> bool:
-    """Whether a step sends what it should and no more.
+    """Tells whether a step sends what it should and no more.
 
     One all-reduce per layer and pass before combining, bytes within 5 % of the model,
     no collective that is not an all-reduce, and none in a branch.

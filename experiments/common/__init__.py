@@ -1,1 +1,1 @@
-"""What all programs share: errors, files, checkpoints, progress, processes."""
+"""Shared by all programs: errors, files, checkpoints, progress, processes."""

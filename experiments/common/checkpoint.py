@@ -26,7 +26,7 @@ _START_ANEW = "start a new run in another `--out`."
 
 
 class Identity(NamedTuple, Generic[Data]):
-    """Which run the checkpoints of a directory belong to.
+    """The identity of the run that the checkpoints of a directory belong to.
 
     Attributes:
         out: the directory.

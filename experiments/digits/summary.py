@@ -1,4 +1,4 @@
-"""What the learning curves of a run say, in numbers."""
+"""Numbers that sum up the learning curves of a run."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ _SERIES = ("step", "seconds", "train_loss", "test_loss", "test_accuracy")
 
 
 class Measured(msgspec.Struct):
-    """What a checkpoint holds beside the states.
+    """The contents of a checkpoint beside the states.
 
     Attributes:
         rows: the lines of `metrics.jsonl`.

@@ -45,6 +45,6 @@ class Apart(nn.Module):
 
 
 def finished(x: Array, activation: str | None, residual: Array | None) -> Array:
-    """What a fused layer does after the normalization."""
+    """The steps of a fused layer after the normalization."""
     x = x if residual is None else x + residual
     return x if activation is None else getattr(nn, activation)(x)

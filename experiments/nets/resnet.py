@@ -25,7 +25,7 @@ STAGES = (3, 4, 6, 3)
 
 
 class Layers(NamedTuple):
-    """What a network is built of.
+    """The parts of a network.
 
     Attributes:
         norm: `norm(activation=, scale_init=)` makes a layer of linen, and

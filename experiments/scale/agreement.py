@@ -1,4 +1,4 @@
-"""What all processes of a run must have in common, compared before anything begins."""
+"""Checks that all processes of a run agree, before anything begins."""
 
 import contextlib
 import hashlib

@@ -27,7 +27,7 @@ _PER_COUNT = 4
 
 
 def kind_of(data: config.Data) -> Literal["small", "large"]:
-    """How images are cropped."""
+    """The way images are cropped."""
     return "small" if data.image_size <= SMALL else "large"
 
 

@@ -27,7 +27,7 @@ class Model:
     norm: Literal["jaxbn", "flax"] = "jaxbn"
     """Library of the normalization; flax for comparisons, with `--bn-sync global`."""
     bn_sync: str = "global"
-    """Who shares the statistics of a training step: `global`, the whole batch;
+    """The examples that share the statistics of a step: `global`, the whole batch;
     `device`, the examples of each device; `groups:N`, those of N neighbouring devices;
     `ghost:N`, N consecutive examples."""
     bn_momentum: Share = 0.9
@@ -43,7 +43,7 @@ class Data:
     source: Literal[
         "fake", "cifar-binary", "mnist-idx", "arrayrecord", "tfds", "hf"
     ] = "fake"
-    """Where the examples come from; `fake` makes them up, the same ones every time."""
+    """The source of the examples; `fake` makes them up, the same ones every time."""
     data_dir: Path | None = None
     """Directory of the files."""
     dataset: str | None = None
@@ -93,7 +93,7 @@ class Devices:
     """Devices and processes."""
 
     parallel: Literal["jit", "explicit", "shard_map", "pmap"] = "jit"
-    """How a step is spread: `jit` with automatic or `explicit` mesh axes, where the
+    """The way a step is spread: `jit` with automatic or `explicit` mesh axes, where the
     program is that of one device; `shard_map` or `pmap`, one program per device."""
     model_devices: Positive = 1
     """Devices that share one copy of the weights (`jit` only); the others share the

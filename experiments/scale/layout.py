@@ -1,4 +1,4 @@
-"""Where arrays lie, and how a step is spread over the devices.
+"""The placement of arrays, and of a step, on the devices.
 
     jit         one program for all examples; the compiler places the collectives
     explicit    the same, and shardings are part of the types

@@ -1,4 +1,4 @@
-"""How processes find each other before JAX connects them.
+"""Lets processes find each other before JAX connects them.
 
 JAX aborts, after minutes and with a stack trace, if a process is missing, comes twice
 or finds the port taken. So all meet here first, at the same address: process 0 waits
@@ -24,7 +24,7 @@ Word = TypeVar("Word", bound=msgspec.Struct)
 
 
 class Place(NamedTuple):
-    """Who meets where.
+    """The processes that meet, and the place.
 
     Attributes:
         host, port: of process 0.

@@ -1,4 +1,4 @@
-"""What a compiled step needs of the memory of a device."""
+"""The memory that a compiled step needs on a device."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""What a run writes while it trains; process 0 alone writes.
+"""The files that a run writes while it trains; process 0 alone writes.
 
 `metrics.jsonl` holds what the training computes and nothing else, so that a run that
 was interrupted has the same lines as one that was not; `speed.jsonl` holds times.
@@ -23,7 +23,7 @@ _Row = dict[str, int | float | None]
 
 
 class Written(msgspec.Struct):
-    """What a file held when a checkpoint was saved.
+    """The contents of a file when a checkpoint was saved.
 
     Attributes:
         rows: how many.

@@ -23,7 +23,7 @@ from experiments.scale import config
 
 
 class Variables(NamedTuple):
-    """What a network knows.
+    """The variables of a network.
 
     Attributes:
         params: nested dictionary of float32 arrays.
@@ -92,7 +92,7 @@ def make_network(
 
 
 def ghost_batch_size(bn_sync: str, *, batch_size: int, data_devices: int) -> int | None:
-    """How many consecutive examples share statistics; None for the whole batch.
+    """The number of consecutive examples that share statistics; None for all.
 
     Args:
         bn_sync: "global", "device", "groups:N" or "ghost:N".

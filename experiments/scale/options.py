@@ -156,7 +156,7 @@ def _as_default(config: ScaleConfig) -> ScaleConfig:
 
 
 class Beside(msgspec.Struct):
-    """What a checkpoint holds beside the arrays.
+    """The contents of a checkpoint beside the arrays.
 
     Attributes:
         stream: position in the training data.

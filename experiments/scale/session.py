@@ -42,7 +42,7 @@ class Streams(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What stays the same during a session.
+    """The constants of a session.
 
     Attributes:
         config: the options.
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
     @property
     def stream(self) -> dict[str, int]:
-        """Which part of each batch this process reads."""
+        """The part of each batch that this process reads."""
         return {"process": jax.process_index(), "processes": jax.process_count()}
 
     def open_data(self) -> Streams:
@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a run is: its state, and the batches that follow."""
+    """The position of a run: its state, and the batches that follow."""
 
     state: TrainState
     batches: Any

@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one training step shows: float32 scalars, and `in_a_row` of the state."""
+    """The scores of one training step: float32 scalars, and `in_a_row` of the state."""
 
     loss: Array
     accuracy: Array
@@ -55,7 +55,7 @@ class Sums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """What a training step is made of.
+    """The parts of a training step.
 
     Attributes:
         network: its `axis_name` is that of this step.

@@ -136,7 +136,7 @@ def _session(run: Run, streams: Streams, deadline: Deadline) -> int:
 
 
 def _begin(run: Run, batches: Any) -> tuple[Position, Mapping[str, Written]]:
-    """Where to go on, and what the files of metrics held there."""
+    """Returns the position to go on from, and what the files of metrics held there."""
     config, saved = run.config, None
     if config.resume:
         like = run.layout.shapes(run.step.init)

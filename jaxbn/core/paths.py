@@ -1,4 +1,4 @@
-"""Which layers of a model a caller means, by their paths as "block/norm"."""
+"""Selects layers of a model by their paths, as "block/norm"."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What each layer's running statistics are, beside those of a batch."""
+"""Running statistics of each layer, beside those of a batch."""
 
 from typing import Any, NamedTuple
 

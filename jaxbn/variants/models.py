@@ -1,4 +1,4 @@
-"""What the tools for whole models of linen and of nnx share."""
+"""Shared by the tools for whole models of linen and of nnx."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping

@@ -80,7 +80,7 @@ class Chip(NamedTuple):
 
     @property
     def is_tpu(self) -> bool:
-        """Whether it is one of Google's."""
+        """Tells whether it is one of Google's."""
         return self.name in _TPU
 
     @property

@@ -39,7 +39,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Counts(NamedTuple):
-    """What a program does in one run on one device.
+    """The work of a program in one run on one device.
 
     Attributes:
         bytes, on_chip: see above.
@@ -84,7 +84,7 @@ class _Reader:
         self._bodies, self._on_chip = bodies, on_chip
 
     def of(self, name: str) -> Counts:
-        """What a computation does in one run."""
+        """Adds up the work of a computation in one run."""
         body, total = self._bodies[name], Counts()
         for one in body.values():
             total = total.plus(self._one(one, body))
@@ -207,7 +207,7 @@ def _share(kind: str, need: float, made: int, given: int) -> float:
 
 
 def _started(one: Instruction) -> int:
-    """How many values an operation makes whose type is ((operands), result, ...)."""
+    """Counts the values of an operation whose type is ((operands), result, ...)."""
     kind = one.operation.removesuffix("-start")
     arrays = one.arrays
     if kind == "copy":
@@ -232,7 +232,7 @@ def _written_share(one: Instruction, body: Body) -> float:
 
 
 def _is_in_place(one: Instruction | None, body: Body) -> bool:
-    """Whether an update of this changes an array that exists, and no new one."""
+    """Tells whether an update of this changes an array that exists, and no new one."""
     while one is not None and one.operation in ("bitcast", "dynamic-update-slice"):
         one = body.get(one.operands[0])
     return one is not None and one.operation in ("parameter", "get-tuple-element")

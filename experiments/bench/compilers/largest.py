@@ -86,7 +86,7 @@ def guess(needed: dict[int, int | None], memory: float, multiple: int) -> int | 
 def _on_the_line(
     needed: dict[int, int | None], memory: float, low: int, high: int | None
 ) -> float | None:
-    """Where the line through the two tries beside the memory reaches it."""
+    """Returns where the line through the two tries beside the memory reaches it."""
     below = sorted(b for b, size in needed.items() if size is not None and b <= low)
     ends = [*below, *([high] if high and needed[high] is not None else [])][-2:]
     if len(ends) < 2:

@@ -1,4 +1,4 @@
-"""What is compiled: the names and the list of programs, and what is read of one."""
+"""The list of programs to compile, their names, and what is read of each."""
 
 import fnmatch
 import math
@@ -60,7 +60,7 @@ class Program:
 
     @property
     def uses_jaxbn(self) -> bool:
-        """Whether the library is part of it."""
+        """Tells whether the library is part of it."""
         return self.norm.startswith("jaxbn")
 
     @property

@@ -91,7 +91,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _until_closed(text: str) -> tuple[str, str]:
-    """What is before the parenthesis that closes, and after it."""
+    """Splits at the parenthesis that closes."""
     depth = 1
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

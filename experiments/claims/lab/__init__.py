@@ -1,1 +1,1 @@
-"""What the claims share: data, nets, training, statistics, files and the report."""
+"""Shared by the claims: data, nets, training, statistics, files and the report."""

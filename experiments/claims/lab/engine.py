@@ -28,7 +28,7 @@ _FEW_STEPS = 150
 
 
 class State(NamedTuple):
-    """What training changes in one cell of one start."""
+    """The variables that training changes in one cell of one start."""
 
     model: Model
     opt_state: Any
@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What training does not change: random key, rows to score, data, the cell."""
+    """The constants of training: random key, rows to score, data, the cell."""
 
     noise: Array
     rows: dict[str, Array]

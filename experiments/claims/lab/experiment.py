@@ -1,4 +1,4 @@
-"""What a claim file declares: quotes, arms, decision rules, a measurement, a figure."""
+"""The declaration of a claim: quotes, arms, rules, a measurement, a figure."""
 
 import inspect
 import sys
@@ -21,7 +21,7 @@ _STARTS = {"smoke": 2, "quick": 5, "standard": 10}
 
 @dataclass(frozen=True)
 class Setting:
-    """How much to measure, and with which random numbers.
+    """The amount to measure, and the seed of the random numbers.
 
     Attributes:
         preset: "smoke" shows that it runs and decides nothing, "quick" decides,
@@ -47,7 +47,7 @@ class Setting:
 
 
 class Quote(NamedTuple):
-    """What a note says, and in English."""
+    """The sentence of a note, and its English."""
 
     text: str
     english: str = ""
@@ -55,7 +55,7 @@ class Quote(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """How one claim is decided.
+    """The rule that decides one claim.
 
     Attributes:
         claim: its number, such as "C01".
@@ -78,7 +78,7 @@ class Rule:
 
     @property
     def headline(self) -> bool:
-        """Whether it decides the claim."""
+        """Tells whether it decides the claim."""
         return bool(self.literature)
 
 
@@ -110,13 +110,13 @@ class Experiment:
 
     @property
     def quotes(self) -> list[Quote]:
-        """What the notes say."""
+        """The sentences of the notes."""
         found = self._notes().get("quotes", [])
         return [Quote(**{k: _joined(v) for k, v in q.items()}) for q in found]
 
     @property
     def literature(self) -> str:
-        """What published work says, with contradictions."""
+        """The statements of published work, with contradictions."""
         return _joined(self._notes()["literature"])
 
     def _notes(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training run of an arm is made of, and what comes out of it."""
+"""The parts of a training run of an arm, and its outcome."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Hyper = Mapping[str, Array]
 
 
 class Context(NamedTuple):
-    """What a layer may depend on beside its input, parameters and state.
+    """The context of a layer beside its input, parameters and state.
 
     Attributes:
         train: whether to use batch statistics, noise and dropout.
@@ -42,14 +42,14 @@ class Net(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What training has reached in one cell of one start."""
+    """The state of training in one cell of one start."""
 
     params: Any
     state: Any
 
 
 class View(NamedTuple):
-    """What a probe gets: the data of one start, and one batch of training rows."""
+    """The view of a probe: the data of one start, and one batch of training rows."""
 
     net: Net
     inputs: Array
@@ -100,7 +100,7 @@ class Plan:
 
 
 class Outcome(NamedTuple):
-    """What training measured.
+    """The measurements of training.
 
     Attributes:
         cells: of the plan.

@@ -1,4 +1,4 @@
-"""What can be seen inside a net, while it trains or before."""
+"""Measurements inside a net, while it trains or before."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the files of a run hold: names, types, allowed values."""
+"""The contents of the files of a run: names, types, allowed values."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +36,7 @@ class Row(Measured):
 
 
 class Part(_Strict):
-    """What an arm measured, and the SHA-256 of the rows."""
+    """The measurements of an arm, and the SHA-256 of its rows."""
 
     seconds: Number
     sha256: str
@@ -100,7 +100,7 @@ class _Commit(_Strict):
 
 
 class _Environment(msgspec.Struct):
-    """What the page shows of it."""
+    """The part that the page shows."""
 
     python: str
     cpu_count: int | None
