@@ -104,10 +104,11 @@ def merged(
             terms = jnp.concatenate([terms * counts[None], counts[None]])
         sums = _decode(total(_encode(terms))) if encoded else total(terms)
         first, second, *n = sums
-        weight = n = n[0] if n else (number or 0)
+        weight = n = n[0] if n else number or 0
         if counts is None:
             n = parts.count * weight
-        first, second = first / divisor(weight), second / divisor(weight)
+        weight = jnp.asarray(divisor(weight), jnp.float64)
+        first, second = first / weight, second / weight
         m2 = jnp.maximum(second - jnp.square(first), 0) * n
         return _rounded(n, first + origin, m2)
 
