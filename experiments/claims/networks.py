@@ -17,11 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
-from experiments.claims.lab import engine, splits
-from experiments.claims.lab.nets import of_linen
-from experiments.claims.lab.plan import Plan
+from experiments.common import data
 from jaxbn.linen import BatchNorm
 
 _STEPS, _BATCH, _RATE = 40, 64, 0.003
@@ -82,20 +81,45 @@ NETWORKS: dict[str, tuple[Network, tuple[int, ...]]] = {
 
 def train(network: Network, shape: tuple[int, ...], *, steps: int = _STEPS) -> float:
     """Trains on the digits, enlarged to `shape`, and returns the test accuracy."""
-    digits = splits.digits(starts=1, seed=0)
-    inputs = np.asarray(enlarged(shape)(digits.inputs.reshape(-1, 8, 8, 1)))
-    plan = Plan(
-        of_linen(network, shape),
-        digits._replace(inputs=inputs),
-        cells=[{"lr": _RATE}],
-        steps=steps,
-        batch=_BATCH,
-        evals=1,
-        seed=0,
-        optimizer="adam",
-        scored=("test",),
+    digits = data.load("digits", starts=1, seed=0)
+    enlarge = enlarged(shape)
+    tx = optax.adam(_RATE)
+    example = enlarge(digits.inputs[:1])
+    variables = jax.jit(network.init, static_argnames="train")(
+        jax.random.key(0), example, train=False
     )
-    return float(engine.train(plan).series["test_accuracy"][0, 0, -1])
+    params, statistics = variables["params"], variables["batch_stats"]
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, statistics, opt_state, x, labels):
+        def loss(params):
+            both: Any = network.apply(
+                {"params": params, "batch_stats": statistics},
+                enlarge(x),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(both[0], labels)
+            return losses.mean(), both[1]["batch_stats"]
+
+        gradient, statistics = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), statistics, opt_state
+
+    for rows in batches(digits.train[0], steps):
+        x, labels = digits.inputs[rows], digits.labels[rows]
+        params, statistics, opt_state = step(params, statistics, opt_state, x, labels)
+    rows = digits.test[0]
+    variables = {"params": params, "batch_stats": statistics}
+    logits: Any = network.apply(variables, enlarge(digits.inputs[rows]), train=False)
+    return float((logits.argmax(-1) == digits.labels[rows]).mean())
+
+
+def batches(rows: np.ndarray, steps: int) -> np.ndarray:
+    """Returns random rows for every step, (steps, batch)."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.choice(rows, _BATCH, replace=False) for _ in range(steps)])
 
 
 def enlarged(shape: tuple[int, ...]) -> Callable[[Any], Array]:
