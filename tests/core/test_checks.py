@@ -74,10 +74,10 @@ CASES = {
         "got (4,). Reshape it, or set `axis` to the feature axis.",
     ),
     "bias of another size": (
-        lambda: train(X, STATE, None, jnp.ones((1, 3))),
+        lambda: train(X, STATE, None, jnp.ones((2, 3))),
         ValueError,
-        "`bias` must have shape (3,) to match axis 1 of `x` with shape (8, 3), "
-        "got (1, 3).",
+        "`bias` must have shape (3,), with axes of the batch in front or not, or "
+        "broadcast to the shape (8, 3) of `x` with all its features, got (2, 3).",
     ),
     "scale of several axes": (
         lambda: train(X, jaxbn.init_state((8, 3)), jnp.ones(3), axis=(0, 1)),
