@@ -312,6 +312,7 @@ PEERS = {
     "jaxbn.interop.haiku": "haiku",
     "jaxbn.interop.keras": "keras",
     "jaxbn.interop.torch": "torch",
+    "jaxbn.interop.torch_model": "torch",
 }
 
 
