@@ -5,6 +5,7 @@ modules. `jaxbn.variants`, `deploy`, `interop` and `optim` are imported when fir
 """
 
 import importlib
+import importlib.util
 
 from jaxbn.backends.dispatch import implementations
 from jaxbn.core.batch_norm import batch_norm
@@ -32,10 +33,18 @@ __all__ = [
 # A compiled program that another process saved names the kernels when it is loaded.
 implementations()
 
-_MODULES = ("deploy", "equinox", "interop", "linen", "nnx", "optim", "variants")
+_MODULES = ("deploy", "interop", "linen", "nnx", "optim", "variants")
+_OPTIONAL = ("equinox",)  # for a package of the same name
 
 
 def __getattr__(name: str):
+    if name in _OPTIONAL:
+        if importlib.util.find_spec(name) is None:  # `hasattr` and `help` go on
+            raise AttributeError(
+                f"module 'jaxbn' has {name!r} only beside the package of that name. "
+                f"Install it: pip install {name}."
+            )
+        return importlib.import_module(f"jaxbn.{name}")
     # Imported when first asked for: most of them need flax, and that takes a second.
     if name in _MODULES:
         return importlib.import_module(f"jaxbn.{name}")
@@ -45,4 +54,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES, "__version__"])
+    there = [name for name in _OPTIONAL if importlib.util.find_spec(name)]
+    return sorted([*__all__, *_MODULES, *there, "__version__"])

@@ -30,3 +30,10 @@ def test_help_shows_what_a_module_offers(module):
 def test_a_module_of_another_library_points_to_ours(name):
     with pytest.raises(AttributeError, match=r"`jaxbn\.linen` and `jaxbn\.nnx`"):
         getattr(jaxbn, name)
+
+
+def test_a_module_for_a_package_that_is_missing_says_which(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AttributeError, match="Install it: pip install equinox"):
+        jaxbn.__getattr__("equinox")
+    assert "equinox" not in dir(jaxbn)
