@@ -44,9 +44,7 @@ def moments_of_blocks(
     if unit is not None:
         # Both sums are of one array: XLA:GPU then computes them in one kernel.
         distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)
-    weighted = distance
-    if where is not None and where.dtype != jnp.bool_:
-        weighted = distance * where
+    weighted = counted(distance, where)
     total = weighted.sum(inner, keepdims=True)
     squares = (weighted * distance).sum(inner, keepdims=True)
     count = math.prod(x.shape[i] for i in inner)

@@ -58,9 +58,8 @@ class Kernels(NamedTuple):
             where(where, slope * (x - center) + offset, 0), or weights times that line.
             Without `multiplier` it is one; without `a` the term is left out. Linear in
             (a, slope, offset), and there the transpose of `sums` with the same `gate`.
-            `activation` is an
-            elementwise function applied to the result before it is rounded; it comes
-            with neither `multiplier` nor `where` nor `gate`.
+            `activation` is an elementwise function applied to the result before it is
+            rounded; it comes with neither `multiplier` nor `where` nor `gate`.
         gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
             the derivative of `activation` at slope * (x - center) + offset + residual.
             Linear in `dy`.
@@ -87,6 +86,11 @@ def counted(values: Array, where: Array | None) -> Array:
     if where.dtype != jnp.bool_:
         seen, values = where.astype(bool), (values * where).astype(values.dtype)
     return jnp.where(seen, values, zero)  # also where a value is not finite
+
+
+def without_nonfinite(x: Array, where: Array) -> Array:
+    """`x` with zero instead of NaN or infinity where it does not count."""
+    return jnp.where(where.astype(bool) | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
 
 
 def rows(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -103,12 +103,13 @@ def merged(
         if counts is not None:  # which have more digits than float32, in sum
             terms = jnp.concatenate([terms * counts[None], counts[None]])
         sums = _decode(total(_encode(terms))) if encoded else total(terms)
-        first, second, *n = sums
-        weight = n = n[0] if n else number or 0
         if counts is None:
+            weight = number or 0
             n = parts.count * weight
+        else:
+            weight = n = sums[2]
         weight = jnp.asarray(divisor(weight), jnp.float64)
-        first, second = first / weight, second / weight
+        first, second = (v / weight for v in sums[:2])
         m2 = jnp.maximum(second - jnp.square(first), 0) * n
         return _rounded(n, first + origin, m2)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.interpreters import ad
 
-from jaxbn.backends.contract import Kernels, rows
+from jaxbn.backends.contract import Kernels, rows, without_nonfinite
 from jaxbn.backends.xla import along
 from jaxbn.core.op import Op
 
@@ -83,9 +83,7 @@ replaced.define_derivatives(_replaced_jvp)
 
 def _finite(kernels: Kernels):
     del kernels
-    return lambda x, where, **_: jnp.where(
-        where | jnp.isfinite(x), x, jnp.zeros((), x.dtype)
-    )
+    return lambda x, where, **_: without_nonfinite(x, where)
 
 
 def _finite_jvp(primals, tangents, **params):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import without_nonfinite
 from jaxbn.core import checks, options, placement, values, weighting
 from jaxbn.core.moments import group_of, local_moments, public, shared_moments
 from jaxbn.core.normalize import apply
@@ -116,9 +117,7 @@ def domain_batch_norm(
 
     def run(x, states, ids, scale, bias, where, residual):
         if where is not None:
-            x = jnp.where(
-                where.astype(bool) | jnp.isfinite(x), x, jnp.zeros((), x.dtype)
-            )
+            x = without_nonfinite(x, where)
         column = ids.reshape(-1, *[1] * (x.ndim - 1))
 
         def local(k):

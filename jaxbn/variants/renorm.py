@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxbn.backends import dispatch
+from jaxbn.backends.contract import without_nonfinite
 from jaxbn.core import checks, layers, options, placement, weighting
 from jaxbn.core.moments import group_of, local_moments, shared_moments
 from jaxbn.core.normalize import apply, batch_norm_inference
@@ -115,7 +116,7 @@ def batch_renorm(
     axes = checks.feature_axes(x, axis)
     where = weighting.counted(where, weights, x)
     if where is not None:
-        x = jnp.where(where.astype(bool) | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+        x = without_nonfinite(x, where)
     members = group_of(axis_name, axis_groups)
     how = average_of(momentum, debias, unbiased, skip_nonfinite)
     state = record("state", state, _STATE)
