@@ -24,6 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 import jaxbn
+from jaxbn.variants import hooks
 
 __all__ = ["BatchNorm"]
 
@@ -83,7 +84,25 @@ class BatchNorm(eqx.nn.StatefulLayer):
             activation: applied in the layer, see `jaxbn.batch_norm`.
             debias, unbiased, skip_nonfinite: see `jaxbn.update`.
             implementation: "xla", "native", or None for the fastest that is right.
+
+        Raises:
+            TypeError, ValueError: if an argument is of another type or out of range.
         """
+        for name, rule, value in (
+            ("input_size", "num_features", input_size),
+            ("axis_name", "axis_name", axis_name),
+            ("eps", "epsilon", eps),
+            ("channelwise_affine", "use_scale", channelwise_affine),
+            ("momentum", "momentum", momentum),
+            ("inference", "use_running_average", inference),
+            ("dtype", "param_dtype", dtype),
+            ("activation", "activation", activation),
+            ("debias", "debias", debias),
+            ("unbiased", "unbiased", unbiased),
+            ("skip_nonfinite", "skip_nonfinite", skip_nonfinite),
+            ("implementation", "implementation", implementation),
+        ):
+            hooks.Ordinary.rules[rule](name, value)
         shape = (input_size,) if channelwise_affine else None
         self.weight = None if shape is None else jnp.ones(shape, dtype)
         self.bias = None if shape is None else jnp.zeros(shape, dtype)
@@ -119,8 +138,12 @@ class BatchNorm(eqx.nn.StatefulLayer):
 
         Returns:
             y, with the shape and type of `x`, and the state for the next call.
+
+        Raises:
+            TypeError, ValueError: as `jaxbn.batch_norm`, for one without `axis_name`.
         """
         del key
+        hooks.Ordinary.rules["use_running_average"]("inference", inference)
         averages, both = map(dict, self.options)
         arrays = (x, state.get(self.statistics), self.weight, self.bias)
         by = {"axis": 0, "epsilon": self.eps, "residual": residual, **both}

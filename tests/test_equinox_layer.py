@@ -92,3 +92,48 @@ def test_it_trains_in_a_sequential_model_with_its_optimizer_tree():
         values.append(float(value))
     assert values[-1] < values[0] / 2
     assert float(state.get(model.layers[1].statistics).count[0]) == 20
+
+
+WRONG = {
+    "input_size": ("three", "`input_size` must be an integer or a tuple"),
+    "axis_name": (3, "`axis_name` must be a name or a tuple of names"),
+    "eps": (-1.0, "`epsilon` must be"),
+    "channelwise_affine": ("no", "`channelwise_affine` must be"),
+    "momentum": (2.0, "`momentum` must be in"),
+    "inference": ("no", "`inference` must be"),
+    "dtype": (np.int32, "`dtype` must be"),
+    "activation": ("tanhh", "`activation` must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_option_has_its_message_at_once(name):
+    value, message = WRONG[name]
+    options = {"input_size": 3, "axis_name": "batch", name: value}
+    with pytest.raises((TypeError, ValueError), match=message):
+        eqx.nn.make_with_state(jaxbn.equinox.BatchNorm)(**options)
+
+
+WRONG_CALLS = {
+    "channels": (X[:, :2], {}, r"must have shape \(2,\) to match axis 0"),
+    "integers": (X.astype(int), {}, "`x` must be"),
+    "mask": (X, {"where": np.ones((16, 1, 5), np.float32)}, "`where` must be boolean"),
+    "mask of another shape": (X, {"where": np.ones((16, 4), bool)}, "`where` must bro"),
+    "weights": (X, {"weights": np.ones((16, 4), np.float32)}, "`weights` must broad"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+def test_a_wrong_call_has_its_message(name):
+    layer, state = made()
+    x, others, message = WRONG_CALLS[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        mapped(layer)(x, state, others)
+
+
+def test_calls_outside_of_the_axis_and_in_no_mode_have_messages():
+    layer, state = made()
+    with pytest.raises(ValueError, match=r"`axis_name` must be .*'batch'"):
+        layer(X[0], state)
+    with pytest.raises(TypeError, match="`inference` must be"):
+        layer(X[0], made()[1], inference="yes")

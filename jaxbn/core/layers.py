@@ -91,6 +91,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_FLAGS, options.flag),
     "use_running_average": _unless_none(options.flag),
     "frozen": _frozen,
+    "num_features": options.sizes,
     "axis": _axis,
     "momentum": lambda _, value: options.momentum(value, debias=False),
     "epsilon": lambda _, value: options.epsilon(value),
