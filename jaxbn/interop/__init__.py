@@ -8,8 +8,9 @@ from jaxbn.interop.linen import check_linen, from_linen, to_linen
 from jaxbn.interop.nnx import check_nnx, from_nnx, to_nnx
 from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.safetensors import read_safetensors, write_safetensors
-from jaxbn.interop.torch import check_torch, from_torch, to_torch, torch_layers
-from jaxbn.interop.torch_model import TorchModel, check_torch_model
+from jaxbn.interop.torch import from_torch, to_torch, torch_layers
+from jaxbn.interop.torch_checks import check_torch, check_torch_model
+from jaxbn.interop.torch_model import TorchModel
 
 __all__ = [
     "Difference",

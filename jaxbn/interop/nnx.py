@@ -90,13 +90,8 @@ def model_layers(model: Any) -> Target:
     modules = {
         "/".join(map(str, path)): module for path, module in nnx.iter_modules(model)
     }
-    names = ("kernel", "bias", "scale", "mean", "var", "count")
-
-    def variables(module):
-        found = {name: getattr(module, name, None) for name in names}
-        return {k: v for k, v in found.items() if isinstance(v, nnx.Variable)}
-
-    held = {path: found for path, m in modules.items() if (found := variables(m))}
+    held = {path: _variables(module) for path, module in modules.items()}
+    held = {path: found for path, found in held.items() if found}
     layers = {
         path: {k: v.get_value() for k, v in found.items()}
         for path, found in held.items()
@@ -148,6 +143,11 @@ def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:
 
 def _arrays(module: Any) -> dict[str, Any]:
     """Returns the values of the variables of a layer, by their names."""
-    names = ("mean", "var", "count", "scale", "bias")
+    return {k: v.get_value() for k, v in _variables(module).items()}
+
+
+def _variables(module: Any) -> dict[str, Any]:
+    """Returns the variables of a layer, also a dense one, by their names."""
+    names = ("mean", "var", "count", "kernel", "scale", "bias")
     found = {name: getattr(module, name, None) for name in names}
-    return {k: v.get_value() for k, v in found.items() if v is not None}
+    return {k: v for k, v in found.items() if hasattr(v, "get_value")}

@@ -94,8 +94,8 @@ def compare(layer: Layer, peer: Peer, batches: Iterable[Any]) -> Difference:
     )
 
 
-def _arrays(layer: Layer, batches: Iterable[Any]) -> list[np.ndarray]:
-    """The batches in the type that JAX computes them in, which both sides get."""
+def numbers_of(batches: Iterable[Any]) -> dict[str, np.ndarray]:
+    """The batches as NumPy arrays, at least one, by what messages call them."""
     try:
         if isinstance(batches, str | bytes | Mapping):
             raise TypeError("these are iterable too")
@@ -114,9 +114,15 @@ def _arrays(layer: Layer, batches: Iterable[Any]) -> list[np.ndarray]:
         raise ValueError(
             "`batches` must contain a batch, got none. One is enough to compare on."
         )
-    for label, x in zip(labels, values, strict=True):
+    return dict(zip(labels, values, strict=True))
+
+
+def _arrays(layer: Layer, batches: Iterable[Any]) -> list[np.ndarray]:
+    """The batches in the type that JAX computes them in, which both sides get."""
+    values = numbers_of(batches)
+    for label, x in values.items():
         _check_batch(layer, label, x)
-    return [np.asarray(jnp.asarray(x)) for x in values]
+    return [np.asarray(jnp.asarray(x)) for x in values.values()]
 
 
 def _check_batch(layer: Layer, label: str, x: Any) -> None:

@@ -1,6 +1,6 @@
 """PyTorch: modules, state dictionaries and what safetensors files contain."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,6 @@ import numpy as np
 from jaxbn.core.values import shown
 from jaxbn.interop import arguments, linen, nnx
 from jaxbn.interop.layer import Layer, checked, read
-from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.targets import check_settings, number_of_updates
 from jaxbn.interop.torch_model import Rules, TorchModel, fill
 
@@ -68,6 +67,16 @@ def from_torch(
         >>> layer.momentum, layer.unbiased, layer.axis
         (0.9, True, 1)
     """
+    if into is None and rules is not None:
+        raise ValueError(
+            f"`rules` must be None without `into`, got {shown(rules)}. Pass the model "
+            "that they lead into."
+        )
+    if into is not None and prefix:
+        raise ValueError(
+            f"`prefix` must be empty with `into`, got {prefix!r}. Name layers by "
+            "`rules`."
+        )
     if into is not None:
         return _whole(source, into, rules, momentum=momentum, epsilon=epsilon)
     arguments.text("prefix", prefix, "Take one that `torch_layers` lists.")
@@ -191,50 +200,6 @@ def torch_layers(values: Mapping[str, Any]) -> list[str]:
     arguments.mapping("values", values, "Of a module it is `module.state_dict()`.")
     keys = (key for key in values if isinstance(key, str))
     return [key.removesuffix(_MEAN) for key in keys if key.endswith(_MEAN)]
-
-
-def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
-    """Trains a copy of a PyTorch module and the layer read from it side by side.
-
-    Args:
-        module: a BatchNorm module, on the CPU; stays as it is.
-        batches: NumPy arrays with features on axis 1.
-
-    Returns:
-        The largest differences.
-
-    Raises:
-        TypeError, ValueError: as `from_torch` for a module, and as `compare`.
-
-    Example:
-        >>> import torch
-        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
-        >>> jaxbn.interop.check_torch(torch.nn.BatchNorm1d(2), [x]).train < 1e-5
-        True
-    """
-    if not arguments.is_a(module, "Module", "torch"):
-        raise TypeError(
-            f"`module` must be a BatchNorm module, got {shown(module)}. Load "
-            "a state dictionary into one to run it."
-        )
-    layer = from_torch(module)
-    import copy
-
-    import torch
-
-    twin = copy.deepcopy(module)
-
-    def apply(x, *, training):
-        twin.train(training)
-        with torch.no_grad():
-            return twin(torch.from_numpy(np.array(x))).numpy()
-
-    peer = Peer(
-        lambda x: apply(x, training=True),
-        lambda x: apply(x, training=False),
-        lambda: (twin.running_mean.numpy(), twin.running_var.numpy()),
-    )
-    return compare(layer, peer, batches)
 
 
 def _check_module(module: Any) -> None:

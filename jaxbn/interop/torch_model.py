@@ -1,12 +1,13 @@
 """Whole PyTorch models: their layers go into a Flax model of the same structure."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbn.core.values import shown
+from jaxbn.core.paths import pattern
+from jaxbn.core.values import is_function, shown
 from jaxbn.interop import arguments
 
 Arrays = dict[str, Any]
@@ -25,6 +26,13 @@ class Target(NamedTuple):
     layers: dict[str, Arrays]
     write: Callable[[dict[str, Arrays]], Any]
     epsilon: Callable[[str], float | None]
+
+
+class _Source(NamedTuple):
+    """A layer of PyTorch: arrays in Flax's names and layouts; epsilon if it has one."""
+
+    arrays: Arrays
+    epsilon: float | None = None
 
 
 class TorchModel(NamedTuple):
@@ -58,15 +66,14 @@ def fill(
         layer_at: from a prefix to the batch normalization there, a `Layer`.
     """
     sources = _sources(values)
-    ready = {p: _converted(p, kinds, layer_at) for p, kinds in sources.items()}
-    known = {p: arrays for p, arrays in ready.items() if arrays}
+    ready = {p: _converted(p, arrays, layer_at) for p, arrays in sources.items()}
+    known = {prefix: source for prefix, source in ready.items() if source}
     pairs = _in_order(known, target) if rules is None else _by_rules(known, rules)
+    new = {}
     for prefix, path in pairs.items():
-        _check(prefix, known[prefix], path, target, layer_at)
-    new = {
-        path: {k: v for k, v in known[prefix].items() if k in target.layers[path]}
-        for prefix, path in pairs.items()
-    }
+        _check(prefix, known[prefix], path, target)
+        arrays, names = known[prefix].arrays, target.layers[path]
+        new[path] = {name: arrays[name] for name in arrays if name in names}
     return TorchModel(
         target.write(new),
         pairs,
@@ -84,23 +91,25 @@ def _sources(values: Mapping[str, Any]) -> dict[str, Arrays]:
     return found
 
 
-def _converted(prefix: str, given: Arrays, layer_at: Callable) -> Arrays | None:
-    """The arrays under the names and in the layouts of Flax; None of other layers."""
+def _converted(prefix: str, given: Arrays, layer_at: Callable) -> _Source | None:
+    """The layer in the names and layouts of Flax; None of layers of other kinds."""
     if "running_mean" in given:
         layer = layer_at(f"{prefix}." if prefix else "")
         state = layer.state._asdict()
         arrays = {**state, "scale": layer.scale, "bias": layer.bias}
-        return {k: v for k, v in arrays.items() if v is not None}
+        arrays = {k: v for k, v in arrays.items() if v is not None}
+        return _Source(arrays, layer.epsilon)
     if "weight" not in given or given.keys() - {"weight", "bias"}:
         return None
-    weight = arguments.host(f"`source['{prefix}.weight']`", given["weight"])
-    bias = {}
-    if "bias" in given:
-        bias = {"bias": arguments.host(f"`source['{prefix}.bias']`", given["bias"])}
-    if weight.ndim == 1:
-        return {"scale": weight, **bias}
+    found = {}
+    for name, value in given.items():
+        label = f"`source[{f'{prefix}.{name}'!r}]`"
+        found[name] = arguments.host(label, arguments.numbers(label, value))
+    weight = found.pop("weight")
+    if weight.ndim < 2:
+        return _Source({"scale": weight, **found})
     # (out, in, *window) becomes (*window, in, out).
-    return {"kernel": np.moveaxis(weight, (0, 1), (-1, -2)), **bias}
+    return _Source({"kernel": np.moveaxis(weight, (0, 1), (-1, -2)), **found})
 
 
 def _kind(arrays: Arrays) -> tuple:
@@ -115,17 +124,18 @@ def _kind(arrays: Arrays) -> tuple:
 
 def _natural(path: str) -> list:
     """A key that sorts "Conv_10" behind "Conv_9"."""
-    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path)]
+    parts = enumerate(re.split(r"(\d+)", path))
+    return [int(part) if i % 2 else part for i, part in parts]
 
 
-def _in_order(known: dict[str, Arrays], target: Target) -> dict[str, str]:
+def _in_order(known: dict[str, _Source], target: Target) -> dict[str, str]:
     """Pairs of layers of the same kind and shape, in their order."""
     places: dict[tuple, list[str]] = {}
     for path in sorted(target.layers, key=_natural):
         places.setdefault(_kind(target.layers[path]), []).append(path)
     sources: dict[tuple, list[str]] = {}
-    for prefix, arrays in known.items():
-        sources.setdefault(_kind(arrays), []).append(prefix)
+    for prefix, source in known.items():
+        sources.setdefault(_kind(source.arrays), []).append(prefix)
     for kind in sources.keys() | (places.keys() - {("other",)}):
         theirs, ours = sources.get(kind, []), places.get(kind, [])
         if len(theirs) != len(ours):
@@ -141,19 +151,16 @@ def _in_order(known: dict[str, Arrays], target: Target) -> dict[str, str]:
     }
 
 
-def _by_rules(known: dict[str, Arrays], rules: Rules) -> dict[str, str]:
+def _by_rules(known: dict[str, _Source], rules: Rules) -> dict[str, str]:
     """Pairs that the rules name, none of them twice."""
-
-    def path_of(prefix: str) -> str | None:
-        if not isinstance(rules, Mapping):
-            return rules(prefix)
-        for pattern, path in rules.items():
-            if match := re.fullmatch(pattern, prefix):
-                return match.expand(path)
-        return None
-
+    path_of = _path_of(rules)
     pairs = {prefix: path_of(prefix) for prefix in known}
     found = {prefix: path for prefix, path in pairs.items() if path is not None}
+    if wrong := [path for path in found.values() if not isinstance(path, str)]:
+        raise TypeError(
+            f"`rules` must lead to paths or None, got {shown(wrong[0])}. A path is as "
+            '"block/norm".'
+        )
     for prefix, path in found.items():
         others = [p for p, q in found.items() if q == path and p != prefix]
         if others:
@@ -164,8 +171,33 @@ def _by_rules(known: dict[str, Arrays], rules: Rules) -> dict[str, str]:
     return found
 
 
-def _check(prefix: str, arrays: Arrays, path: str, target: Target, layer_at) -> None:
+def _path_of(rules: Rules) -> Callable[[str], Any]:
+    """The function of the prefix that the rules are."""
+    if not isinstance(rules, Mapping) and is_function(rules):
+        return rules
+    hint = r'For example {r"layer(\d)[.]bn": r"blocks/\1/norm"}, or a function.'
+    arguments.mapping("rules", rules, hint)
+    assert isinstance(rules, Mapping)
+    patterns = [(pattern("rules", key, hint=hint), path) for key, path in rules.items()]
+
+    def path_of(prefix: str) -> Any:
+        for matches, path in patterns:
+            if match := matches(prefix):
+                try:
+                    return match.expand(path)
+                except (re.error, TypeError) as error:
+                    raise ValueError(
+                        f"`rules` must lead to paths with groups of their patterns, "
+                        f"got {path!r}: {error}. {hint}"
+                    ) from error
+        return None
+
+    return path_of
+
+
+def _check(prefix: str, source: _Source, path: str, target: Target) -> None:
     """Refuses a layer that the place does not fit."""
+    arrays = source.arrays
     there = target.layers.get(path)
     if there is None:
         raise ValueError(
@@ -185,60 +217,11 @@ def _check(prefix: str, arrays: Arrays, path: str, target: Target, layer_at) -> 
             f"`into` must have a {missing[0]} at {path!r} like {prefix!r}, got "
             f"{sorted(there)!r}. Change the model, or `rules`."
         )
-    own = target.epsilon(path)
-    if "mean" in arrays and own is not None:
-        theirs = layer_at(f"{prefix}." if prefix else "").epsilon
-        if not np.isclose(own, theirs, rtol=1e-6, atol=0):
-            raise ValueError(
-                f"`into` must have epsilon={theirs!r} at {path!r} like {prefix!r}, got "
-                f"{own!r}. Construct the layer with it."
-            )
-
-
-def check_torch_model(
-    module: Any, function: Callable[[np.ndarray], Any], batches: Iterable[Any]
-) -> float:
-    """Compares a PyTorch model at evaluation with a function in JAX.
-
-    Args:
-        module: a module of PyTorch, on the CPU; stays as it is.
-        function: from a batch, laid out as for PyTorch, to what the module returns.
-        batches: NumPy arrays.
-
-    Returns:
-        The largest absolute difference of the outputs.
-
-    Raises:
-        TypeError: if `module` is no module of PyTorch.
-        ValueError: if outputs differ in shape.
-
-    Example:
-        >>> import torch
-        >>> module = torch.nn.BatchNorm1d(2)
-        >>> layer = jaxbn.interop.from_torch(module)
-        >>> x = jax.random.normal(jax.random.key(0), (8, 2))
-        >>> jaxbn.interop.check_torch_model(module, layer.evaluate, [x]) < 1e-5
-        True
-    """
-    if not arguments.is_a(module, "Module", "torch"):
-        raise TypeError(
-            f"`module` must be a module of PyTorch, got {shown(module)}. Load a state "
-            "dictionary into one to run it."
+    own, theirs = target.epsilon(path), source.epsilon
+    if own is None or theirs is None:
+        return
+    if not np.isclose(own, theirs, rtol=1e-6, atol=0):
+        raise ValueError(
+            f"`into` must have epsilon={theirs!r} at {path!r} like {prefix!r}, got "
+            f"{own!r}. Construct the layer with it."
         )
-    import copy
-
-    import torch
-
-    twin, largest = copy.deepcopy(module).eval(), 0.0
-    for batch in batches:
-        x = np.array(batch)
-        with torch.no_grad():
-            want = twin(torch.from_numpy(x)).numpy()
-        got = np.asarray(function(x))
-        if got.shape != want.shape:
-            raise ValueError(
-                f"`function` must return shape {want.shape} as `module` does, got "
-                f"{got.shape}. Transpose the images on the way in and out."
-            )
-        largest = max(largest, float(np.abs(got - want).max(initial=0)))
-    return largest

@@ -146,6 +146,34 @@ REFUSED = {
         lambda m: {"source": torch.nn.ConvTranspose2d(3, 4, 2), "into": variables()},
         "`source` must have no transposed convolution",
     ),
+    "rules of nothing": (
+        lambda m: {"source": m.bn1, "rules": {}},
+        "`rules` must be None without `into`, got",
+    ),
+    "a prefix beside": (
+        lambda m: {"source": m, "into": variables(), "prefix": "bn1."},
+        "`prefix` must be empty with `into`, got 'bn1.'",
+    ),
+    "rules that are a number": (
+        lambda m: {"source": m, "into": variables(), "rules": 3},
+        "`rules` must be a mapping, got 3",
+    ),
+    "a pattern that is none": (
+        lambda m: {"source": m, "into": variables(), "rules": {"(": "fc"}},
+        "`rules` must be a regular expression, got",
+    ),
+    "a group that is none": (
+        lambda m: {"source": m, "into": variables(), "rules": {"fc": r"\9"}},
+        "`rules` must lead to paths with groups of their patterns, got",
+    ),
+    "a path that is a number": (
+        lambda m: {"source": m, "into": variables(), "rules": lambda prefix: 5},
+        "`rules` must lead to paths or None, got 5",
+    ),
+    "no numbers": (
+        lambda m: {"source": {"fc.weight": "x"}, "into": variables()},
+        r"`source\['fc.weight'\]` must be an array of numbers",
+    ),
     "no model": (lambda m: {"source": m, "into": 3}, "`into` must be variables of"),
 }  # fmt: skip
 
@@ -155,3 +183,24 @@ def test_what_does_not_fit_is_refused(module, name):
     make, message = REFUSED[name]
     with pytest.raises((ValueError, TypeError, NotImplementedError), match=message):
         jaxbn.interop.from_torch(**make(module))
+
+
+@pytest.mark.parametrize(
+    ("function", "batches", "message"),
+    [
+        (3, [IMAGES], "`function` must be a function of a batch, got 3"),
+        (lambda x: x, [], "`batches` must contain a batch, got none"),
+        (lambda x: x, ["a"], r"`batches\[0\]` must be an array of numbers"),
+        (lambda x: x[:, 0], [IMAGES], r"`function` must return shape \(4, 5\)"),
+    ],
+)
+def test_wrong_checks_have_messages(module, function, batches, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        jaxbn.interop.check_torch_model(module, function, batches)
+
+
+def test_a_difference_that_is_not_finite_is_shown(module):
+    def broken(x):
+        return np.full((len(x), 5), np.nan, np.float32)
+
+    assert np.isnan(jaxbn.interop.check_torch_model(module, broken, [IMAGES] * 2))
