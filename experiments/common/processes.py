@@ -17,6 +17,10 @@ from experiments.common.errors import UserError
 _TALKING = ("jax.experimental.multihost_utils", "orbax.checkpoint._src.multihost")
 
 
+class AgreedError(UserError):
+    """An error that every process raises, so that all can end in order."""
+
+
 def leave(message: str, *, code: int) -> None:
     """Ends this process at once, without waiting for one that is gone."""
     sys.stdout.flush()
@@ -65,10 +69,12 @@ def all_or_none() -> Iterator[None]:
     messages = gather(message)
     for number, found in enumerate(messages):
         if found and number == jax.process_index():
-            raise UserError(found)
+            raise AgreedError(found)
     for number, found in enumerate(messages):
         if found:
-            raise UserError(f"Process {number} must be able to go on, but: {found}")
+            raise AgreedError(
+                f"Process {number} must be able to go on, but: {found}"
+            )
 
 
 def lost_another(error: BaseException) -> bool:

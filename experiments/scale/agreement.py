@@ -27,7 +27,7 @@ _FOR_A_FILE = 5.0  # seconds that a network file system may need to show a file
 
 
 def check(config: ScaleConfig) -> None:
-    """Raises `UserError` in all processes unless all would do the same in one place."""
+    """Raises `AgreedError` unless all processes would do the same in one place."""
     if connection.alone(config.devices):
         return
     _check_shared(config.out)
@@ -35,7 +35,7 @@ def check(config: ScaleConfig) -> None:
 
 
 def _check_same(what: Mapping[str, object]) -> None:
-    """Raises `UserError` in all processes unless all give the same values.
+    """Raises `AgreedError` unless all processes give the same values.
 
     Args:
         what: names, as a message shows them, to values that JSON can hold.
@@ -44,7 +44,7 @@ def _check_same(what: Mapping[str, object]) -> None:
     for number, other in enumerate(others, 1):
         for name in first:
             if first[name] != other.get(name):
-                raise UserError(
+                raise processes.AgreedError(
                     f"{name} must be the same in all processes, got {first[name]} in "
                     f"process 0 and {other.get(name)} in process {number}. Start all "
                     "of them alike."
@@ -73,7 +73,7 @@ def _program() -> dict[str, object]:
 
 
 def check_data(config: ScaleConfig, sources: Iterable[Source]) -> None:
-    """Raises `UserError` in all processes unless all have the same examples."""
+    """Raises `AgreedError` unless all processes have the same examples."""
     if connection.alone(config.devices):
         return
     with processes.all_or_none():
@@ -94,7 +94,7 @@ def _data(sources: Iterable[Source]) -> str:
 
 
 def _check_shared(out: Path) -> None:
-    """Raises `UserError` in all processes unless `out` is one directory for all."""
+    """Raises `AgreedError` unless `out` is one directory for all."""
     path, token = out / ".token", uuid.uuid4().hex
     try:
         with processes.all_or_none(), writing(out):

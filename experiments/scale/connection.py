@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from experiments.common.errors import UserError, first_line
+from experiments.common.processes import AgreedError
 from experiments.scale import config, meeting
 
 _TO_CONNECT = 60  # seconds, once all have met
@@ -44,8 +45,14 @@ def started(devices: config.Devices) -> Iterator[None]:
             f"{first_line(error)}. Check `--coordinator`, "
             "`--processes` and `--process-id`, or the environment for `--distributed`."
         ) from error
-    _check_devices()
-    yield
+    # An error that all raise ends all in order. After another one they may be anywhere,
+    # and if process 0 left first, JAX would abort those that have not ended yet.
+    try:
+        _check_devices()
+        yield
+    except AgreedError:
+        jax.distributed.shutdown()
+        raise
     jax.distributed.shutdown()
 
 
@@ -59,7 +66,7 @@ def _check_devices() -> None:
     for device in jax.devices():
         held[device.process_index] += 1
     if len(set(held)) > 1:
-        raise UserError(
+        raise AgreedError(
             "`--cpu-devices` must be the same in all processes, and so must the number "
             f"of accelerators, got {', '.join(map(str, held))}. Start all processes "
             "with as many."

@@ -38,6 +38,8 @@ class Deadline:
         self._over.set()
         if connection.alone(self.devices) or error is None:
             return
+        if isinstance(error, processes.AgreedError):  # the connection ended in order
+            return
         # Ending in order would wait for the others, who may be waiting for this one.
         if isinstance(error, UserError):
             processes.leave(str(error), code=2)

@@ -122,6 +122,11 @@ CALLS = {
     "to_torch": lambda: {"layer": IN_TORCH, "prefix": ""},
     "torch_layers": lambda: {"values": STATE_DICT},
     "check_torch": lambda: {"module": torch_layer(), **BATCHES},
+    "check_torch_model": lambda: {
+        "module": torch_layer(),
+        "function": lambda x: x / np.sqrt(1 + 1e-5),
+        **BATCHES,
+    },
     "from_keras": lambda: {"source": keras_layer()},
     "to_keras": lambda: {"layer": LAYER},
     "check_keras": lambda: {"source": keras_layer(), **BATCHES},
@@ -218,7 +223,7 @@ def test_traced_values_are_converted_or_refused_with_a_message(
 
 
 def test_all_functions_are_there():
-    types = {"Difference", "Layer", "Peer"}
+    types = {"Difference", "Layer", "Peer", "TorchModel"}
     assert {n for n in vars(interop) if not n.startswith("_")} >= CALLS.keys() | types
     public = {n for n, v in vars(interop).items() if callable(v)}
     assert public == CALLS.keys() | types
