@@ -195,8 +195,9 @@ def test_four_micro_batches_leave_the_running_state_of_one_batch(seed, masked):
     where = rng.random((3, 4, 6, 1)) < (0.6 if masked else 2)
     for momentum, both in of_micro_and_whole_batches(x, where).items():
         for got, want in zip(*both, strict=True):
+            # A first value four standard deviations away costs a batch a digit.
             np.testing.assert_allclose(
-                got, want, rtol=1e-6, atol=1e-6, err_msg=f"{momentum = }"
+                got, want, rtol=1e-5, atol=1e-6, err_msg=f"{momentum = }"
             )
 
 
