@@ -174,8 +174,8 @@ def plain(name):
 
 QUICK = [("batch_norm", "remat"), ("batch_norm", "cond")]
 PLAIN = ("nothing", "jit", "remat", "scan", "cond")
-# All pass in all; the slow suite has these: one layer of each interface in all pairs, the
-# others in the two that replay a program and trace both branches.
+# All pass in all; the slow suite has these: one layer of each interface in all pairs,
+# the others in the two that replay a program and trace both branches.
 ALL = {
     (name, outer): tuple(NESTINGS)
     for name, outer in itertools.product(("batch_norm", "linen", "nnx"), NESTINGS)
