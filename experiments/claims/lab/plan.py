@@ -77,6 +77,8 @@ class Plan:
         seed: of weights, batches and noise.
         optimizer: one of `OPTIMIZERS`, or several: then every cell has "optimizer", the
             position of its own.
+        early: how many of the first intervals between evaluations are evaluated at
+            every step instead.
         probe: measured at each evaluation.
         scored: the rows that are evaluated.
     """
@@ -89,6 +91,7 @@ class Plan:
     evals: int
     seed: int
     optimizer: str | tuple[str, ...] = "sgd"
+    early: int = 0
     probe: Probe | None = None
     scored: Sequence[str] = ("train", "validation", "test")
 
@@ -106,8 +109,9 @@ class Outcome(NamedTuple):
         cells: of the plan.
         steps: of the evaluations, (evals,).
         series: name to (starts, cells, evals): `train_loss` since the evaluation
-            before, `validation_loss`, `validation_accuracy`, `test_loss`,
-            `test_accuracy`, `train_accuracy` (on 512 rows), and those of the probe.
+            before, as trained; `fit_loss` and `train_accuracy` (on 512 rows),
+            `validation_loss`, `validation_accuracy`, `test_loss` and `test_accuracy`,
+            as in inference; and those of the probe.
         model: what training ended with; leaves have leading axes (starts, cells).
     """
 
