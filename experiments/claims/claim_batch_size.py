@@ -96,11 +96,6 @@ def draw(figure, table: Table) -> None:
     axes.legend()
 
 
-def _rule(text: str, effect: str, values, **options) -> Rule:
-    common = {"claim": "C11", "least": 0.02, "scale": 0.02}
-    return Rule(text=text, effect=effect, values=values, **{**common, **options})
-
-
 EXPERIMENT = Experiment(
     number="E10",
     name="batch-size",
@@ -108,34 +103,12 @@ EXPERIMENT = Experiment(
     arms=(*NORMS, *DENSE, "definition"),
     measure=measure,
     rules=(
-        _rule(
-            "Batches of 2 hurt batch normalization more than group normalization",
-            "test accuracy lost from size 32 to 2, batch minus group",
-            lambda t: damage(t, "bn") - damage(t, "gn"),
-            literature="supported",
-        ),
-        _rule(
-            "Convolutions share statistics over batch and positions",
-            "digits to which they equal numpy's over batch and positions",
-            lambda t: t.values("definition", "digits"),
-            claim="C22",
-            least=4.0,
-            scale=1.0,
-            literature="supported",
-        ),
-        _rule(
-            "Dense nets: more than layer normalization",
-            "test accuracy lost from size 32 to 2, batch minus layer",
-            lambda t: damage(t, "bn dense") - damage(t, "ln dense"),
-        ),
-        _rule(
-            "Renormalization is hurt less",
-            "test accuracy lost from size 32 to 2, batch minus renormalization",
-            lambda t: damage(t, "bn") - damage(t, "renorm"),
-        ),
-        _rule(
-            "Exact statistics repair some of it",
-            "test accuracy at size 2, exact minus running statistics",
+        Rule("C11", lambda t: damage(t, "bn") - damage(t, "gn")),
+        Rule("C22", lambda t: t.values("definition", "digits")),
+        Rule("C11.dense", lambda t: damage(t, "bn dense") - damage(t, "ln dense")),
+        Rule("C11.renorm", lambda t: damage(t, "bn") - damage(t, "renorm")),
+        Rule(
+            "C11.exact",
             lambda t: (
                 t.tuned("bn", "exact_accuracy", size=2)
                 - t.tuned("bn", "test_accuracy", size=2)

@@ -75,30 +75,11 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
+        Rule("C10", lambda t: benefit(t, "none") - benefit(t, "bn")),
+        Rule("C10.helps", lambda t: benefit(t, "bn")),
         Rule(
-            claim="C10",
-            text="Dropout is needed less",
-            effect="benefit of dropout in test accuracy, without minus with",
-            least=0.01,
-            scale=0.02,
-            values=lambda t: benefit(t, "none") - benefit(t, "bn"),
-            literature="qualified",
-        ),
-        Rule(
-            claim="C10",
-            text="Dropout still helps a normalized net",
-            effect="benefit of dropout in test accuracy with normalization",
-            least=0.01,
-            scale=0.02,
-            values=lambda t: benefit(t, "bn"),
-        ),
-        Rule(
-            claim="C10",
-            text="Normalization replaces dropout",
-            effect="test accuracy, normalized without it minus plain with its best",
-            least=0.0,
-            scale=0.02,
-            values=lambda t: (
+            "C10.replaces",
+            lambda t: (
                 t.tuned("bn", "test_accuracy", dropout=0)
                 - t.tuned("none", "test_accuracy")
             ),
