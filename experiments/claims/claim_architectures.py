@@ -75,11 +75,6 @@ def gains(table: Table) -> dict[str, np.ndarray]:
     }
 
 
-def worst(table: Table) -> np.ndarray:
-    """Returns what it adds in the combination where it adds least on average."""
-    return min(gains(table).values(), key=np.mean)
-
-
 def draw(figure, table: Table) -> None:
     """Draws what normalization adds in every combination."""
     groups = {name: 100 * values for name, values in gains(table).items()}
@@ -94,23 +89,11 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        Rule(
-            claim="C21",
-            text="It works with all architectures and optimizers",
-            effect="test accuracy with minus without, worst of 12 combinations",
-            least=-0.02,
-            scale=0.05,
-            values=worst,
-            literature="qualified",
-        ),
+        Rule("C21", lambda t: np.stack(list(gains(t).values()))),
         *(
             Rule(
-                claim="C21",
-                text=f"It helps the {kind} net",
-                effect="test accuracy with minus without, mean over four optimizers",
-                least=0.01,
-                scale=0.05,
-                values=lambda t, kind=kind: np.mean(
+                f"C21.{kind}",
+                lambda t, kind=kind: np.mean(
                     [v for name, v in gains(t).items() if name.startswith(kind)], 0
                 ),
             )

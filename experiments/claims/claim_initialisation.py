@@ -76,18 +76,6 @@ def draw(figure, table: Table) -> None:
     left.set_ylabel("test accuracy, best rate")
 
 
-def _rule(other: str, text: str, literature: str = "") -> Rule:
-    return Rule(
-        claim="C03",
-        text=text,
-        effect=f"decades of initial weights that train, bn minus {other}",
-        least=1.0,
-        scale=1.0,
-        values=lambda t: decades(t, "bn") - decades(t, other),
-        literature=literature,
-    )
-
-
 EXPERIMENT = Experiment(
     number="E03",
     name="initialisation",
@@ -95,8 +83,8 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule("none", "The scale of initial weights matters less", "supported"),
-        _rule("ln", "It matters less than with layer normalization"),
+        Rule("C03", lambda t: decades(t, "bn") - decades(t, "none")),
+        Rule("C03.layer", lambda t: decades(t, "bn") - decades(t, "ln")),
     ),
     draw=draw,
     alt="Test accuracy against the scale of the initial weights and of gamma.",

@@ -80,20 +80,6 @@ def draw(figure, table: Table) -> None:
         axes.set_xlabel("learning rate")
 
 
-def _rule(
-    one: str, other: str, optimizer: str, text: str, literature: str = ""
-) -> Rule:
-    return Rule(
-        claim="C19",
-        text=f"{text} ({optimizer})",
-        effect=f"test accuracy, {one} minus {other} inputs, tuned rates",
-        least=0.01,
-        scale=0.05,
-        values=lambda t: t.gain(f"{one} {optimizer}", f"{other} {optimizer}"),
-        literature=literature,
-    )
-
-
 EXPERIMENT = Experiment(
     number="E16",
     name="inputs",
@@ -101,10 +87,10 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule("standardized", "none", "momentum", "Standardizing helps", "supported"),
-        _rule("bn", "none", "momentum", "A first batch normalization helps"),
-        _rule("bn", "standardized", "momentum", "It beats standardizing"),
-        _rule("standardized", "none", "adam", "Standardizing helps"),
+        Rule("C19", lambda t: t.gain("standardized momentum", "none momentum")),
+        Rule("C19.first", lambda t: t.gain("bn momentum", "none momentum")),
+        Rule("C19.beats", lambda t: t.gain("bn momentum", "standardized momentum")),
+        Rule("C19.adam", lambda t: t.gain("standardized adam", "none adam")),
     ),
     draw=draw,
     alt="Test accuracy against the learning rate for three kinds of inputs.",

@@ -68,18 +68,6 @@ def draw(figure, table: Table) -> None:
         axes.get_legend().remove()
 
 
-def _rule(text: str, name: str, other: str = "none", **options) -> Rule:
-    return Rule(
-        claim="C24",
-        text=text,
-        effect=f"log10 of {name.replace('_', ' ')}, {other} over bn, mean of training",
-        least=float(np.log10(1.5)),
-        scale=0.5,
-        values=lambda t: better(t, name, other),
-        **{**options},
-    )
-
-
 EXPERIMENT = Experiment(
     number="E07",
     name="landscape",
@@ -87,14 +75,10 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule(
-            "It smooths the loss (an explanation offered since)",
-            "smoothness",
-            literature="supported",
-        ),
-        _rule("It does whatever the scale of the weights", "scale_free"),
-        _rule("The loss varies less along the gradient", "loss_range"),
-        _rule("It smooths more than layer normalization", "smoothness", "ln"),
+        Rule("C24", lambda t: better(t, "smoothness")),
+        Rule("C24.scale-free", lambda t: better(t, "scale_free")),
+        Rule("C24.range", lambda t: better(t, "loss_range")),
+        Rule("C24.layer", lambda t: better(t, "smoothness", "ln")),
     ),
     draw=draw,
     alt="Effective smoothness, the same free of scale, and the range of the loss.",

@@ -65,16 +65,6 @@ def draw(figure, table: Table) -> None:
     axes.legend()
 
 
-def _rule(text: str, first: str, second: str, **options) -> Rule:
-    return Rule(
-        claim="C12",
-        text=text,
-        effect=f"test accuracy, {first} minus {second}, tuned rates",
-        values=lambda t: t.gain(first, second),
-        **{"least": 0.02, "scale": 0.05, **options},
-    )
-
-
 EXPERIMENT = Experiment(
     number="E11",
     name="recurrent",
@@ -82,14 +72,10 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule(
-            "It works in recurrent nets",
-            *("bn", "none"),
-            literature="qualified",
-        ),
-        _rule("Gamma must start small", "bn", "bn gamma 1"),
-        _rule("Every step needs its own statistics", "bn", "bn shared"),
-        _rule("Layer normalization works better", "ln", "bn"),
+        Rule("C12", lambda t: t.gain("bn", "none")),
+        Rule("C12.gamma", lambda t: t.gain("bn", "bn gamma 1")),
+        Rule("C12.shared", lambda t: t.gain("bn", "bn shared")),
+        Rule("C12.layer", lambda t: t.gain("ln", "bn")),
     ),
     draw=draw,
     alt="Test accuracy against steps for five kinds of LSTM.",

@@ -14,8 +14,6 @@ Command: python -m experiments run residual --preset quick
 Runtime: quick about 100 s on two busy cores (standard: twice that).
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,9 +94,6 @@ def draw(figure, table: Table) -> None:
     right.set_ylabel("variance of branch / skip")
 
 
-_rule = partial(Rule, scale=0.1)
-
-
 EXPERIMENT = Experiment(
     number="E19",
     name="residual",
@@ -106,30 +101,14 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule(
+        Rule(
             "C20b",
-            "Deep networks profit most",
-            "advantage in test accuracy with 32 blocks minus with 4",
-            0.05,
-            values=lambda t: (
+            lambda t: (
                 t.gain("bn", "none", blocks=DEEP) - t.gain("bn", "none", blocks=SHALLOW)
             ),
-            literature="supported",
         ),
-        _rule(
-            "C20b",
-            "Batch normalization beats starting branches at zero",
-            "test accuracy with 32 blocks, bn minus skip init",
-            0.01,
-            values=lambda t: t.gain("bn", "skip init", blocks=DEEP),
-        ),
-        _rule(
-            "C20b",
-            "Normalized branches start ever smaller",
-            "minus the log-log slope of branch over skip against the block",
-            0.8,
-            values=lambda t: -t.values("bn start", "slope"),
-        ),
+        Rule("C20b.skip-init", lambda t: t.gain("bn", "skip init", blocks=DEEP)),
+        Rule("C20b.branches", lambda t: -t.values("bn start", "slope")),
     ),
     draw=draw,
     alt="Test accuracy with 4 and 32 blocks; size of branches before training.",

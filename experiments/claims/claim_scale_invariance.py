@@ -88,18 +88,6 @@ def draw(figure, table: Table) -> None:
     axes.legend()
 
 
-def _rule(metric: str, text: str, literature: str = "") -> Rule:
-    return Rule(
-        claim="C05",
-        text=text,
-        effect="digits to which the identity holds, worst factor from 0.01 to 100",
-        least=4.0,
-        scale=1.0,
-        values=lambda t: digits(t, metric),
-        literature=literature,
-    )
-
-
 EXPERIMENT = Experiment(
     number="E05",
     name="scale-invariance",
@@ -107,8 +95,8 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule("gradient", "The gradient scales as 1 / a", "supported"),
-        _rule("output", "The output does not depend on a"),
+        Rule("C05", lambda t: digits(t, "gradient")),
+        Rule("C05.output", lambda t: digits(t, "output")),
     ),
     draw=draw,
     alt="Difference from the identity against the factor of the weights, log-log.",

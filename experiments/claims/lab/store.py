@@ -96,7 +96,7 @@ def conclude(
     decided = [(e, rule) for e in chosen for rule in e.rules]
     tables = {name: Table(own) for name, own in rows.items()}
     found = [
-        effect(rule.values(tables[e.name]), least=rule.least)
+        effect(_worst(rule.values(tables[e.name])), least=rule.entry.least)
         if e.name in tables
         else None
         for e, rule in decided
@@ -142,6 +142,10 @@ def command(experiment: Experiment, config: dict[str, Any]) -> str:
     return " ".join([*words, "--seed", str(config["seed"])])
 
 
+def _worst(values: np.ndarray) -> np.ndarray:
+    return values if values.ndim == 1 else min(values, key=np.mean)
+
+
 def _p(found: Effect | None) -> float:
     return found.p if found else 1.0
 
@@ -159,12 +163,12 @@ def _line(
     return {
         "claim": rule.claim,
         "experiment": experiment.name,
-        "text": rule.text,
-        "verdict": verdict(found, least=rule.least, p=p),
-        "literature": rule.literature,
-        "effect": rule.effect,
-        "least": plain(rule.least),
-        "scale": rule.scale,
+        "text": rule.entry.text,
+        "verdict": verdict(found, least=rule.entry.least, p=p),
+        "literature": rule.entry.published,
+        "effect": rule.entry.measure,
+        "least": plain(rule.entry.least),
+        "scale": rule.entry.scale or rule.entry.least,
         **numbers,
         "p_adjusted": plain(p),
         "headline": rule.headline,
