@@ -28,10 +28,11 @@ import numpy as np
 import jaxbn
 from experiments.claims.lab import figures, norms, splits
 from experiments.claims.lab.engine import Plan, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import freeze_hidden, mlp
 from experiments.claims.lab.readouts import good_range
 from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 UNITS = ("sigmoid", "tanh", "relu")

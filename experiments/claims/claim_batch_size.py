@@ -26,17 +26,18 @@ import numpy as np
 import jaxbn
 from experiments.claims.lab import figures, norms, splits
 from experiments.claims.lab.engine import Plan, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import conv, mlp
 from experiments.claims.lab.population import exact_accuracy
 from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 CONV = ("none conv", "bn conv", "gn conv", "renorm conv")
 DENSE = ("bn dense", "ln dense")
 SIZES = (2, 8, 32)
 VALUES = {"conv": 5, "dense": 1}  # per feature and example, in the last hidden layer
-EXAMPLES, UPDATES = "examples", "updates"
+EXAMPLES, UPDATES = 16384, 2048  # as many of the one or of the other for all sizes
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
@@ -46,16 +47,15 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     norm, kind = arm.split()
     net = {"conv": conv, "dense": mlp}[kind](norms.NORMS[norm]())
     found = []
-    for size, equal in lengths(norm):
-        examples = setting.pick(64, 16384)
+    for size, steps in lengths(norm, small=setting.preset == "smoke"):
         plan = Plan(
             net,
             splits.mnist1d(starts=setting.starts, seed=setting.seed),
             cells=[
-                {"size": size, "equal": equal, "lr": lr * size / 32}
+                {"size": size, "steps": steps, "lr": lr * size / 32}
                 for lr in setting.pick((0.3,), (0.03, 0.1, 0.3, 1.0, 3.0))
             ],
-            steps=examples // size if equal == EXAMPLES else examples // 8,
+            steps=steps,
             batch=size,
             evals=1,
             seed=setting.seed,
@@ -68,10 +68,13 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     return found
 
 
-def lengths(norm: str) -> list[tuple[int, str]]:
-    """Returns sizes and what is equal between them; 8 has both."""
-    found = [(size, EXAMPLES) for size in SIZES]
-    return found + [(s, UPDATES) for s in SIZES[::2] if norm not in ("none", "renorm")]
+def lengths(norm: str, *, small: bool) -> list[tuple[int, int]]:
+    """Returns sizes and steps: equal examples, then equal updates."""
+    share = 256 if small else 1
+    found = [(size, EXAMPLES // size // share) for size in SIZES]
+    if norm not in ("none", "renorm"):
+        found += [(size, UPDATES // share) for size in SIZES[::2]]
+    return found
 
 
 def definitions(setting: Setting) -> list[Row]:
@@ -88,25 +91,35 @@ def definitions(setting: Setting) -> list[Row]:
     return found
 
 
-def damage(table: Table, arm: str, equal: str = EXAMPLES) -> np.ndarray:
+def damage(table: Table, arm: str, *, updates: bool = False) -> np.ndarray:
     """Returns what the smallest batch costs against the largest."""
     large, small = (
-        table.tuned(arm, "test_accuracy", size=n, equal=equal)
-        for n in (SIZES[-1], SIZES[0])
+        table.tuned(arm, "test_accuracy", **cell(size, updates=updates))
+        for size in (SIZES[-1], SIZES[0])
     )
     return large - small
 
 
-def more(first: str, second: str, equal: str = EXAMPLES):
+def cell(size: int, *, updates: bool = False) -> dict[str, int]:
+    """Returns which cells have that size of batch."""
+    return {"size": size, "steps": UPDATES if updates else EXAMPLES // size}
+
+
+def more(first: str, second: str, *, updates: bool = False):
     """Returns the rule's number: how much more small batches cost one arm."""
-    return lambda t: damage(t, first, equal) - damage(t, second, equal)
+
+    def values(table: Table) -> np.ndarray:
+        one, other = (damage(table, arm, updates=updates) for arm in (first, second))
+        return one - other
+
+    return values
 
 
 def exact(table: Table) -> np.ndarray:
     """Returns what exact statistics add at the smallest size."""
-    cell = table.best("bn conv", size=SIZES[0], equal=EXAMPLES)
+    best = table.best("bn conv", **cell(SIZES[0]))
     own, running = (
-        table.values("bn conv", f"{name}_accuracy", **cell) for name in ("exact", "test")
+        table.values("bn conv", f"{name}_accuracy", **best) for name in ("exact", "test")
     )
     return own - running
 
@@ -116,9 +129,9 @@ def draw(figure, table: Table) -> None:
     axes = figure.subplots()
     for arm in (*CONV, *DENSE):
         norm, kind = arm.split()
-        sizes = [n for n in SIZES if table.cells(arm, size=n, equal=EXAMPLES)]
+        sizes = [n for n in SIZES if table.cells(arm, **cell(n))]
         errors = 100 - 100 * np.stack(
-            [table.tuned(arm, "test_accuracy", size=n, equal=EXAMPLES) for n in sizes]
+            [table.tuned(arm, "test_accuracy", **cell(n)) for n in sizes]
         )
         x = VALUES[kind] * np.array(sizes)
         style = {"color": figures.color(arm), "ls": "-" if kind == "conv" else "--"}
@@ -141,8 +154,8 @@ EXPERIMENT = Experiment(
         Rule("C11", more("bn conv", "gn conv")),
         Rule("C22", lambda t: t.values("definition", "digits")),
         Rule("C11.dense", more("bn dense", "ln dense")),
-        Rule("C11.updates", more("bn conv", "gn conv", UPDATES)),
-        Rule("C11.dense-updates", more("bn dense", "ln dense", UPDATES)),
+        Rule("C11.updates", more("bn conv", "gn conv", updates=True)),
+        Rule("C11.dense-updates", more("bn dense", "ln dense", updates=True)),
         Rule("C11.renorm", more("bn conv", "renorm conv")),
         Rule("C11.exact", exact),
     ),

@@ -22,10 +22,11 @@ import numpy as np
 
 from experiments.claims.lab import figures, norms
 from experiments.claims.lab.engine import cross_entropy
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import conv
 from experiments.claims.lab.plan import Context
 from experiments.claims.lab.rows import Row, row
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 NAMES = ("none", "bn", "gn", "ln")

@@ -22,11 +22,12 @@ import numpy as np
 
 from experiments.claims.lab import norms, splits
 from experiments.claims.lab.engine import ONCE, Plan, each, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import mlp
 from experiments.claims.lab.plan import Context
 from experiments.claims.lab.population import exact_accuracy
 from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 NORMS = {

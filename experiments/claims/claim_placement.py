@@ -21,9 +21,10 @@ import numpy as np
 
 from experiments.claims.lab import figures, norms, probes, splits
 from experiments.claims.lab.engine import Plan, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import Placement, mlp
 from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 UNITS = ("relu", "tanh", "sigmoid")

@@ -21,8 +21,9 @@ import numpy as np
 import jaxbn
 from experiments.claims.lab import figures
 from experiments.claims.lab.engine import ONCE, each
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.rows import Row, row
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "bn epsilon 1e-5")

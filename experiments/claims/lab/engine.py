@@ -178,7 +178,8 @@ def advance(
         def loss_of(params):
             x = given.inputs[rows]
             logits, new, _ = plan.net.apply(params, model.state, x, context)
-            return cross_entropy(logits, given.labels[rows]), new
+            kept = slice(plan.counted)
+            return cross_entropy(logits[kept], given.labels[rows][kept]), new
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         (loss, new), gradient = gradient_of(model.params)

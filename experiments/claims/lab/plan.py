@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments.claims.lab.optimizers import OPTIMIZERS, any_of
+from experiments.claims.lab.optimizers import OPTIMIZERS, any_of, decayed
 from experiments.claims.lab.splits import Splits
 
 Hyper = Mapping[str, Array]
@@ -75,11 +75,13 @@ class Plan:
         batch: examples a step.
         evals: evaluations, evenly spaced, the last one at the end.
         seed: of weights, batches and noise.
-        optimizer: one of `OPTIMIZERS`, or several: then every cell has "optimizer", the
-            position of its own.
+        optimizer: one of `OPTIMIZERS`, "decayed", whose cells have "decay", or several
+            of `OPTIMIZERS`: then every cell has "optimizer", the position of its own.
         early: how many of the first intervals between evaluations are evaluated at
             every step instead.
         probe: measured at each evaluation.
+        counted: how many examples of a step count in the loss; the others only in the
+            statistics. Default: all.
         scored: the rows that are evaluated.
     """
 
@@ -93,10 +95,13 @@ class Plan:
     optimizer: str | tuple[str, ...] = "sgd"
     early: int = 0
     probe: Probe | None = None
+    counted: int | None = None
     scored: Sequence[str] = ("train", "validation", "test")
 
     def transformation(self, hyper: Hyper) -> optax.GradientTransformation:
         """Returns the optimizer of a cell, without its learning rate."""
+        if self.optimizer == "decayed":
+            return decayed(hyper)
         if isinstance(self.optimizer, str):
             return OPTIMIZERS[self.optimizer]
         return any_of(self.optimizer, hyper["optimizer"])

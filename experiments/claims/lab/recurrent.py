@@ -40,17 +40,23 @@ def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
     return Net(init, apply)
 
 
-def plain_lstm(*, layer_norm: bool = False) -> Net:
-    """The same cell without normalization, or with layer normalization of its sums."""
+def plain_lstm(*, layer_norm: str = "") -> Net:
+    """The same cell without normalization, or with that of Ba et al., 2016.
+
+    Args:
+        layer_norm: "all": layer normalization stands where batch normalization does,
+            around what comes from the last output, what comes from the input, and the
+            cell; "hidden": not around what comes from the input.
+    """
 
     def init(key, hyper):
         cell, _ = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=1)
-        ones = [jnp.ones_like(cell.hidden_scale), jnp.ones_like(cell.cell_scale)]
-        cell = cell._replace(hidden_scale=ones[0], cell_scale=ones[1])
+        names = ("hidden_scale", "inputs_scale", "cell_scale")
+        cell = cell._replace(**{n: jnp.ones_like(getattr(cell, n)) for n in names})
         return {"cell": cell, **_head(key)}, ()
 
-    def norm(x, scale):
-        return scale * jax.nn.standardize(x, epsilon=1e-5) if layer_norm else x
+    def norm(x, scale, *, here=bool(layer_norm)):
+        return scale * jax.nn.standardize(x, epsilon=1e-5) if here else x
 
     def apply(params, state, x, context):
         p = params["cell"]
@@ -58,8 +64,9 @@ def plain_lstm(*, layer_norm: bool = False) -> Net:
 
         def step(carry, now):
             h, c = carry
-            gates = norm(h @ p.hidden + now @ p.inputs, p.hidden_scale) + p.bias
-            f, i, o, g = jnp.split(gates, 4, axis=-1)
+            gates = norm(h @ p.hidden, p.hidden_scale)
+            gates += norm(now @ p.inputs, p.inputs_scale, here=layer_norm == "all")
+            f, i, o, g = jnp.split(gates + p.bias, 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             shown = norm(c, p.cell_scale) + p.cell_bias
             return (jax.nn.sigmoid(o) * jnp.tanh(shown), c), None
