@@ -140,4 +140,5 @@ EXPERIMENT = Experiment(
     ),
     draw=draw,
     alt="Test accuracy at equal fit for each size of groups; noise against size.",
+    by="fitted_validation",
 )

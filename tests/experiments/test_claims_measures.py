@@ -66,7 +66,7 @@ def test_rates_at_the_edge_of_their_grid_are_counted():
 
     table = Table([*rows("a", 0.2), *rows("b", 0.4, size=2), *rows("b", 0.2, size=8)])
     found = readouts.at_edge(table, ("a", "b"))
-    assert found == {"a": False, "b size 2": True, "b size 8": False}
+    assert found == {"a": False, "b, size 2": True, "b, size 8": False}
 
 
 def lstm_of_flax(cell, x, layer_norm):
