@@ -30,7 +30,7 @@ def first_at(
 
 
 def good_range(
-    positions: np.ndarray, values: np.ndarray, within: float
+    positions: np.ndarray, values: np.ndarray, within: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lowest and the highest position whose value is good enough.
 
@@ -40,7 +40,7 @@ def good_range(
     Args:
         positions: (points,), increasing.
         values: (points, starts).
-        within: how much may be lost.
+        within: how much may be lost, the same for all or of each start.
     """
     level = values.max(0) - within
     ends = []
