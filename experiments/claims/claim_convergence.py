@@ -76,7 +76,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
 
 
 def steps_to(outcome, part: str, level: float) -> np.ndarray:
-    """Returns the steps until so many rows are right, at most all, (starts, cells, 1)."""
+    """Returns the steps until so many are right, or all, (starts, cells, 1)."""
     values = outcome.series[f"{part}_accuracy"]
     flat = values.reshape(-1, values.shape[-1])
     found = np.minimum(first_at(outcome.steps, flat, level), outcome.steps[-1])
