@@ -56,6 +56,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         evals=1,
         seed=setting.seed,
         optimizer=OPTIMIZERS,
+        cooled=True,
     )
     return rows_of(train(plan), arm)
 
