@@ -89,12 +89,13 @@ def trained(arm: str, setting: Setting) -> list[Row]:
     # (starts, cells, evals, layers); what is not finite is as far off as can be.
     size = np.nan_to_num(outcome.series.pop("size"), nan=30, posinf=30, neginf=-30)
     singular = np.nan_to_num(outcome.series["singular"], nan=30, posinf=30)
-    outcome.series |= {
+    added = {
         "off": np.abs(size).max((2, 3))[..., None],
         "spread": size.std(3)[:, :, -1:],
         "singular_off": np.abs(singular).max(2)[..., None],
         "positive": outcome.series["positive"].min(3),
     }
+    outcome.series.update(added)
     return rows_of(outcome, arm)
 
 
