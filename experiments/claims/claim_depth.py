@@ -110,7 +110,7 @@ def every(table: Table) -> np.ndarray:
 
 
 def trained(optimizer: str, gain: float):
-    """Returns the rule's number: what normalization adds to the accuracy of 12 layers."""
+    """Returns the rule's number: what normalization adds to 12 layers."""
     choice = {"optimizer": OPTIMIZERS.index(optimizer), "gain": gain}
     return lambda t: t.gain("bn train", "none train", **choice)
 

@@ -34,7 +34,9 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3)
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains with one kind of inputs."""
     name, optimizer = arm.split()
-    data = uneven(splits.mnist1d(starts=setting.starts, seed=setting.seed), setting.seed)
+    data = uneven(
+        splits.mnist1d(starts=setting.starts, seed=setting.seed), setting.seed
+    )
     if name == "standardized":
         data = standardized(data)
     net = mlp(

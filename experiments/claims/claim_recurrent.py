@@ -37,7 +37,9 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one kind of LSTM."""
     plan = Plan(
         net(arm),
-        splits.mnist1d(starts=setting.starts, seed=setting.seed, train=20_000, test=4000),
+        splits.mnist1d(
+            starts=setting.starts, seed=setting.seed, train=20_000, test=4000
+        ),
         cells=[{"lr": lr} for lr in setting.pick((0.01,), (0.01, 0.03, 0.1))],
         steps=setting.pick(20, 2000),
         batch=64,
@@ -51,7 +53,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
 def net(arm: str) -> Net:
     """Returns the LSTM of an arm."""
     if not arm.startswith("bn"):
-        return plain_lstm(layer_norm={"ln":"all","ln hidden":"hidden"}.get(arm,""))
+        return plain_lstm(layer_norm={"ln": "all", "ln hidden": "hidden"}.get(arm, ""))
     scale = 1.0 if arm == "bn gamma 1" else 0.1
     return normalized_lstm(scale=scale, shared=arm == "bn shared")
 

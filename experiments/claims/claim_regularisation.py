@@ -5,11 +5,11 @@ better, 2017 (ghost batches: noise without changing the batch of the gradient).
 
 Measured: MNIST-1D (training rows are learned by heart, so there is a gap), three hidden
 ReLU layers of 64 units, always 256 examples a step, statistics over groups of 16, 64 or
-256 of them, or, almost without noise, of them and 768 more. Nets are compared at equal fit: where the loss on training rows, as in
-inference, first is 0.2, each at the rate that is best on the validation rows there. The
-gap is training minus test accuracy. The noise itself: the variance of the normalized
-value of one example over random batches of 8 to 256; theory says 1 / size, slope -1 in
-log-log.
+256 of them, or, almost without noise, of them and 768 more. Nets are compared at equal
+fit: where the loss on training rows, as in inference, first is 0.2, each at the rate
+that is best on the validation rows there. The gap is training minus test accuracy. The
+noise itself: the variance of the normalized value of one example over random batches of
+8 to 256; theory says 1 / size, slope -1 in log-log.
 
 Refuted if: the gap at equal fit is not at least a point smaller with normalization; if
 the noise falls more slowly than size to the power -0.8.
@@ -63,8 +63,10 @@ def at_equal_fit(outcome: Outcome) -> Outcome:
     """Adds the accuracies where each run first fits so well; nan if it never does."""
     series = outcome.series
     parts = ("train", "validation", "test")
-    found = {f"fitted_{p}": at_level(series["fit_loss"], series[f"{p}_accuracy"], FIT)
-             for p in parts}
+    found = {
+        f"fitted_{p}": at_level(series["fit_loss"], series[f"{p}_accuracy"], FIT)
+        for p in parts
+    }
     return outcome._replace(series=series | found)
 
 

@@ -45,7 +45,9 @@ def measure(arm: str, setting: Setting) -> list[Row]:
             splits.mnist1d(starts=setting.starts, seed=setting.seed),
             cells=[
                 {"blocks": blocks, "lr": lr}
-                for lr in setting.pick((0.03,), (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
+                for lr in setting.pick(
+                    (0.03,), (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+                )
             ],
             steps=setting.pick(20, 400),
             batch=64,

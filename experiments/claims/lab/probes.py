@@ -121,7 +121,11 @@ def gradient_norms(
     def loss(offsets):
         h = x
         for n in range(layers):
-            w = gain * jax.random.normal(keys[n + 1], (width, width)) * (2 / width) ** 0.5
+            w = (
+                gain
+                * jax.random.normal(keys[n + 1], (width, width))
+                * (2 / width) ** 0.5
+            )
             h = norm.apply(params, state, h @ w + offsets[n], context)[0]
             h = ACTIVATIONS[activation](h)
         return jnp.vdot(h, jax.random.normal(keys[-1], h.shape))

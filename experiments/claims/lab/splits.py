@@ -31,7 +31,11 @@ class Splits(NamedTuple):
 
 
 def mnist1d(
-    *, starts: int, seed: int, train: int = 4000, validation: int = 1000,
+    *,
+    starts: int,
+    seed: int,
+    train: int = 4000,
+    validation: int = 1000,
     test: int = 2000,
 ) -> Splits:
     """MNIST-1D: signals of 40 numbers, drawn anew for every start.
