@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.claims.lab import decision, statistics
+from experiments.claims.lab import decision, rules, statistics
 from experiments.claims.lab.rules import Rule, claims
 
 FAMILY = [f"C{n}" for n in range(20)]
@@ -26,6 +26,24 @@ def test_the_family_is_every_claim_that_is_no_identity():
     assert {"C05", "C09", "C22", "C23"}.isdisjoint(family)
     assert all("." not in name for name in family) and len(family) > 20
     assert len(claims().rules) > len(family)
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("least = 0.3", "least = 0.4", False),
+        ("alpha = 0.05", "alpha = 0.06", False),
+        ('english = "lets training converge faster"', 'english = "faster"', True),
+    ],
+)
+def test_the_hash_is_of_what_decides(tmp_path, monkeypatch, old, new, same):
+    text, before = rules._PATH.read_text(encoding="utf-8"), rules.sha256(decision)
+    assert old in text
+    (tmp_path / "claims.toml").write_text(text.replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(rules, "_PATH", tmp_path / "claims.toml")
+    monkeypatch.setattr(rules, "claims", rules.claims.__wrapped__)
+    assert (rules.sha256(decision) == before) == same
+    assert rules.sha256(statistics) != rules.sha256(decision)
 
 
 def test_a_p_value_alone_is_multiplied_by_the_family_and_the_looks():

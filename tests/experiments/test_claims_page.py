@@ -22,7 +22,7 @@ def reported(tmp_path_factory):
     out = tmp_path_factory.mktemp("reported") / "run"
     with pytest.MonkeyPatch.context() as patch:
         use_coins(patch)
-        words = ["run", "wording", *COINS, "--preset", "quick", "--jobs", "1"]
+        words = ["run", "definitions", *COINS, "--preset", "quick", "--jobs", "1"]
         assert main([*words, "--seed", "0", "--out", str(out)]) == 0
         assert main(["report", str(out)]) == 0
     return out
@@ -35,7 +35,7 @@ def text(reported):
 
 def test_the_first_screen_counts_and_names_verdicts(text):
     first = text[text.index("<h1") : text.index("<figure")]
-    assert "1 supported, 1 undecided, 3 wrong" in first
+    assert "1 supported, 1 undecided, 3 exact, 3 wrong" in first
     assert "2.9 decades [2.7 to 3.2]" in first
     for name in ("contents", "method"):
         assert f'id="{name}"' in first

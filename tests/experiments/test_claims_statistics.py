@@ -177,6 +177,16 @@ def test_the_cell_is_chosen_on_the_validation_rows():
     np.testing.assert_allclose(Table(rows).tuned("bn", "test_accuracy"), 0.1)
 
 
+@pytest.mark.parametrize("best, edge", [(0.1, True), (1.0, False), (10.0, True)])
+def test_rates_at_an_edge_of_their_grid_are_told(best, edge):
+    rows = [
+        row(arm, 0, {"lr": lr, "gain": 1}, {"validation_accuracy": lr == best})
+        for arm in ("bn", "none")
+        for lr in ((0.1, 1.0, 10.0) if arm == "bn" else (best,))
+    ]
+    assert [at for _, at in Table(rows).rates()] == [edge]
+
+
 def test_an_ambiguous_choice_is_an_error():
     rows = [row("bn", 0, {"lr": lr}, {"test_accuracy": 1}) for lr in (0.1, 1.0)]
     with pytest.raises(LookupError, match="2 cells"):

@@ -58,11 +58,15 @@ def decide(rules: Mapping[str, tuple[Rule, list[np.ndarray]]]) -> dict[str, Deci
         rules: by name, with what each gives at every look that was taken, (starts,) or
             (parts, starts); an empty list if it was not run.
     """
+    family = claims().family
+    rules = {
+        name: (rule, looks if name in family else looks[-1:])
+        for name, (rule, looks) in rules.items()
+    }
     effects = {
         name: [effect(values, least=rule.entry.least) for values in looks]
         for name, (rule, looks) in rules.items()
     }
-    family = claims().family
     ran = {name: effects[name] for name in family if effects.get(name)}
     stops = sequential(
         {

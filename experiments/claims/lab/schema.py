@@ -79,6 +79,8 @@ class _Concluded(_Strict):
     seed: int
     rules: str
     family: int
+    rates: int
+    rates_at_an_edge: int
 
 
 class _Effects(_Concluded):

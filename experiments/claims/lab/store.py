@@ -160,6 +160,8 @@ def conclude(
     ]
     head = {"schema": schema.SCHEMA, "preset": config["preset"], "seed": config["seed"]}
     head |= {"rules": config["rules"], "family": len(claims().family)}
+    rates = [edge for own in rows.values() for _, edge in Table(own).rates()]
+    head |= {"rates": len(rates), "rates_at_an_edge": sum(rates)}
     long = ("bootstrap", "t", "values")
     headlines = [
         {key: value for key, value in line.items() if key not in long}
