@@ -18,7 +18,7 @@ from experiments.claims.lab.experiment import Experiment
 from experiments.claims.lab.table import Table
 from experiments.claims.verify import FAILED, verify
 from experiments.common import files
-from experiments.common.errors import writing
+from experiments.common.errors import UserError, writing
 
 FILES = (
     "config.json",
@@ -35,6 +35,8 @@ class ReportConfig:
 
     directory: tyro.conf.Positional[Path] = Path("runs/claims")
     """The `--out` of a run."""
+    readme: Path | None = None
+    """Markdown file whose table after `<!-- claims of DIR -->` is written anew."""
 
 
 def main(config: ReportConfig) -> int:
@@ -50,8 +52,23 @@ def main(config: ReportConfig) -> int:
     target = out / "report.html"
     files.write_bytes(target, page.page(wanted, drawn, loaded).encode())
     files.write_bytes(out / "README.md", page.summary(loaded).encode())
+    if config.readme is not None:
+        _update(config.readme, out, page.table(loaded["verdicts.json"]["verdicts"]))
     print(target)
     return 0
+
+
+def _update(readme: Path, out: Path, table: str) -> None:
+    """Replaces the table in `readme` that is of `out`."""
+    begin = f"<!-- claims of {out.as_posix()} -->\n"
+    before, found, after = readme.read_text(encoding="utf-8").partition(begin)
+    if not found:
+        raise UserError(
+            f"`--readme` must have the line {begin.strip()}, got '{readme}' without "
+            "it. Put it there, and another comment after the table."
+        )
+    after = after[after.index("<!--") :] if "<!--" in after else after
+    files.write_bytes(readme, f"{before}{begin}{table}\n{after}".encode())
 
 
 def _draw(out: Path, wanted: list[Experiment], effects: list[dict]) -> dict[str, str]:
@@ -70,17 +87,17 @@ def _draw(out: Path, wanted: list[Experiment], effects: list[dict]) -> dict[str,
             drawn = functools.partial(draw, one=one)
             found[one.name] = _save(out, one.name, drawn, salt=one.name)
             own = [row for row in effects if row["experiment"] == one.name]
-            found[f"{one.name} starts"] = _forest(out, f"{one.name}-starts", own)
+            if any(row["kind"] != "exact" for row in own):
+                found[f"{one.name} starts"] = _forest(out, f"{one.name}-starts", own)
     return found
 
 
 def _forest(out: Path, name: str, effects: list[dict], *, starts: bool = True) -> str:
-    """Draws decisions with their starts; the figure of all claims without either."""
-    hidden = set() if starts else {"values"}
+    """Draws decisions, but of identities, with their starts or without."""
     rows = [
-        {key: value for key, value in row.items() if key not in hidden}
+        row if starts else row | {"values": ()}
         for row in effects
-        if starts or row["kind"] != "exact"
+        if row["kind"] != "exact"
     ]
     draw = functools.partial(forest.draw, rows=rows)
     return _save(out, name, draw, salt=name, size=(5.0, forest.height(rows)))

@@ -87,6 +87,21 @@ def test_the_summary_shows_what_an_undecided_claim_needs(reported):
     assert schema.load(reported / "config.json")["rules"] in shown
 
 
+def test_the_table_of_a_readme_is_written_anew(reported, tmp_path, capsys):
+    out, readme = shutil.copytree(reported, tmp_path / "run"), tmp_path / "README.md"
+    mark = f"<!-- claims of {out} -->\n"
+    readme.write_text(f"before\n{mark}| old |\n<!-- end -->\nafter\n")
+    with pytest.MonkeyPatch.context() as patch:
+        use_coins(patch)
+        assert main(["report", str(out), "--readme", str(readme)]) == 0
+        table = page.table(schema.load(out / "verdicts.json")["verdicts"])
+        shown = readme.read_text(encoding="utf-8")
+        assert shown == f"before\n{mark}{table}\n<!-- end -->\nafter\n"
+        readme.write_text("no table\n")
+        assert main(["report", str(out), "--readme", str(readme)]) == 2
+    assert "`--readme` must have the line" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_something_to_try_prints_three_nets(capsys):
     from experiments.claims import play

@@ -43,7 +43,7 @@ def draw(figure: Any, rows: list[dict]) -> None:
             np.nan if row[key] is None else row[key] / row["scale"]
             for key in ("low", "mean", "high")
         )
-        starts = [v / row["scale"] for v in row.get("values", ()) if v is not None]
+        starts = [v / row["scale"] for v in row["values"] if v is not None]
         limit = max(limit, abs(mean), *map(abs, starts))
         color = COLORS.get(row["verdict"], COLORS["undecided"])
         offsets = n + np.linspace(-0.12, 0.12, len(starts))

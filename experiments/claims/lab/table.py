@@ -9,7 +9,7 @@ from experiments.claims.lab.rows import Row
 
 
 class Table:
-    """Rows of `runs.jsonl` by arm, cell and start.
+    """Rows of `runs.jsonl.gz` by arm, cell and start.
 
     Keyword arguments of the methods select cells: `lr=0.1` those with that learning
     rate.
