@@ -19,6 +19,8 @@ Command: python -m experiments run batch-size --preset quick
 Runtime: quick about 5 minutes on two cores.
 """
 
+from typing import Any
+
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
@@ -83,7 +85,7 @@ def damage(table: Table, arm: str, *, updates: bool = False) -> np.ndarray:
     return large - small
 
 
-def cell(size: int, *, updates: bool = False) -> dict[str, int]:
+def cell(size: int, *, updates: bool = False) -> dict[str, Any]:
     """Returns which cells have that size of batch."""
     return {"size": size, "steps": UPDATES if updates else EXAMPLES // size}
 

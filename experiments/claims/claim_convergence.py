@@ -120,4 +120,5 @@ EXPERIMENT = Experiment(
     rules=(Rule("C01", speedup("sigmoid")), Rule("C01.relu", speedup("relu"))),
     draw=draw,
     alt="Test accuracy against steps, and percentiles of one unit's input.",
+    by="validation_speed",
 )

@@ -85,7 +85,7 @@ def compiled(arm: str, cell: dict[str, Any], rng: np.random.Generator):
     arguments = params, x, jnp.asarray(rng.integers(0, 10, size))
     function = {"training": training, "inference": inference}[arm](net, state)
     call = jax.jit(function).lower(*arguments).compile()
-    return call, arguments, call.cost_analysis().get("flops", np.nan)
+    return call, arguments, (call.cost_analysis() or {}).get("flops", np.nan)
 
 
 def training(net, state):

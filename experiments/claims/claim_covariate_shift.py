@@ -118,4 +118,5 @@ EXPERIMENT = Experiment(
     ),
     draw=draw,
     alt="Test accuracy and drift of the last layer's inputs against steps.",
+    by="validation_area",
 )

@@ -50,14 +50,15 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         probe=probes.sizes,
     )
     outcome = train(plan)
-    # (starts, cells, evals, layers)
-    size = finite(outcome.series.pop("size"))
-    outcome.series |= {
+    size = finite(outcome.series.pop("size"))  # (starts, cells, evals, layers)
+    singular = np.abs(finite(outcome.series["singular"]))
+    added = {
         "off": np.abs(size).max((2, 3))[..., None],
         "spread": size.std(3)[:, :, -1:],
-        "singular_off": np.abs(finite(outcome.series["singular"])).max(2)[..., None],
+        "singular_off": singular.max(2)[..., None],
         "positive": outcome.series["positive"].min(3),
     }
+    outcome.series.update(added)
     rows, curves = rows_of(outcome, arm), size[:, :, -1]
     for row in rows:
         cell = list(plan.cells).index(row["cell"])

@@ -17,6 +17,8 @@ Command: python -m experiments run placement --preset quick
 Runtime: quick about 2 minutes on two cores.
 """
 
+from typing import Any
+
 import numpy as np
 
 from experiments.claims.lab import figures, norms, probes, splits
@@ -55,7 +57,7 @@ def before(table: Table, unit: str) -> np.ndarray:
     return table.gain(f"bn before {unit}", f"bn after {unit}")
 
 
-def saved(table: Table, **choice: float) -> np.ndarray:
+def saved(table: Table, **choice: Any) -> np.ndarray:
     """Returns the share of units that are dead without minus with normalization."""
     plain, normalized = (
         table.tuned(arm, "dead", **choice) for arm in ("none relu", "bn before relu")

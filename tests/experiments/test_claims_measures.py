@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from experiments.claims import claim_inference_statistics, claim_inputs
-from experiments.claims.lab import readouts, recurrent, splits
+from experiments.claims.lab import optimizers, probes, readouts, recurrent, splits
 from experiments.claims.lab.plan import Context, Model, Net, View
 from experiments.claims.lab.table import Table
 
@@ -66,7 +66,7 @@ def test_rates_at_the_edge_of_their_grid_are_counted():
 
     table = Table([*rows("a", 0.2), *rows("b", 0.4, size=2), *rows("b", 0.2, size=8)])
     found = readouts.at_edge(table, ("a", "b"))
-    assert found == {"a": False, "b size 2": True, "b size 8": False}
+    assert found == {"a": False, "b, size 2": True, "b, size 8": False}
 
 
 def lstm_of_flax(cell, x, layer_norm):
@@ -111,3 +111,28 @@ def test_the_lstm_is_that_of_flax(layer_norm):
     found, _, _ = net.apply(params, state, x, Context(True, keys[3], {}))
     expected = lstm_of_flax(cell, x.reshape(3, 10, 4), layer_norm)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_sizes_are_decades_of_what_activations_see():
+    def apply(params, state, x, context):
+        return x, state, [100 * x, -0.1 * x]
+
+    rows = jnp.arange(16)
+    x = jax.random.normal(jax.random.key(0), (16, 3))
+    x /= jnp.sqrt(jnp.mean(jnp.square(x)))
+    net = Net(lambda key, hyper: ((), ()), apply)
+    context = Context(True, jax.random.key(0), {})
+    view = View(net, x, jnp.zeros(16, int), rows, rows, rows, context)
+    found = probes.sizes(Model((), ()), view)
+    np.testing.assert_allclose(found["size"], [2, -1], atol=1e-5)
+    np.testing.assert_allclose(found["singular"], -1, atol=1e-5)
+    np.testing.assert_allclose(found["positive"].sum(), 1)
+
+
+def test_decay_is_that_of_the_cell_and_spares_scales_and_biases():
+    params = {"dense": [jnp.ones(2)], "norm": [{"scale": jnp.ones(2)}], "bias": 1.0}
+    tx = optimizers.decayed({"decay": 0.01})
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    found = [updates["dense"][0][0], updates["norm"][0]["scale"][0], updates["bias"]]
+    np.testing.assert_allclose(found, [0.01, 0, 0])

@@ -63,6 +63,7 @@ class Experiment:
         rules: one or more decisions.
         draw: `draw(figure, table)` fills a matplotlib figure.
         alt: what the figure shows, for those who cannot see it.
+        by: what the learning rate of an arm is chosen by.
         exact: whether the same seed gives the same bits; False for measured times.
     """
 
@@ -74,6 +75,7 @@ class Experiment:
     rules: Sequence[Rule]
     draw: Callable[[Any, Table], None]
     alt: str
+    by: str = "validation_accuracy"
     exact: bool = True
 
     @property

@@ -1,6 +1,6 @@
 """Numbers that are read from curves and grids, between their points."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def first_at(
 
 
 def good_range(
-    positions: np.ndarray, values: np.ndarray, within: float
+    positions: np.ndarray, values: np.ndarray, within: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lowest and the highest position whose value is good enough.
 
@@ -40,7 +40,7 @@ def good_range(
     Args:
         positions: (points,), increasing.
         values: (points, starts).
-        within: how much may be lost.
+        within: how much may be lost, the same for all or of each start.
     """
     level = values.max(0) - within
     ends = []
@@ -55,8 +55,8 @@ def good_range(
 
 
 def at_edge(
-    table: Table, arms: tuple[str, ...], by: str = "validation_accuracy"
-) -> Mapping[str, bool]:
+    table: Table, arms: Sequence[str], by: str = "validation_accuracy"
+) -> dict[str, bool]:
     """Tells for each choice of a learning rate whether it is an end of its grid.
 
     An arm chooses once for each combination of the other numbers of its cells; arms
@@ -64,14 +64,11 @@ def at_edge(
     """
     found = {}
     for arm in arms:
-        groups: dict[str, list[dict]] = {}
         for cell in table.cells(arm):
-            others = ", ".join(f"{k} {v}" for k, v in cell.items() if k != "lr")
-            groups.setdefault(f"{arm} {others}".strip(), []).append(cell)
-        for name, cells in groups.items():
-            rates = {cell.get("lr") for cell in cells}
+            others = {name: value for name, value in cell.items() if name != "lr"}
+            rates = [c["lr"] for c in table.cells(arm, **others) if "lr" in c]
             if len(rates) > 1:
-                others = {k: v for k, v in cells[0].items() if k != "lr"}
+                name = ", ".join([arm, *(f"{k} {v}" for k, v in others.items())])
                 best = table.best(arm, by, **others)["lr"]
                 found[name] = best in (min(rates), max(rates))
     return found
