@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from experiments.claims.lab.rows import Row
-from experiments.claims.lab.rules import Quote, Rule, module_of
+from experiments.claims.lab.rules import Quote, Rule, claims, module_of
 from experiments.claims.lab.table import Table
 
 Preset = Literal["smoke", "quick", "standard"]
 T = TypeVar("T")
 
 _STARTS = {"smoke": 2, "quick": 10, "standard": 10}
+_LOOKS = {"smoke": 1, "quick": 1, "standard": 3}
+
+
+def blocks(preset: Preset) -> list[int]:
+    """Returns how many blocks of starts there are at each look of a preset."""
+    looks = claims().looks[: _LOOKS[preset]]
+    return [look // _STARTS["standard"] for look in looks]
 
 
 @dataclass(frozen=True)
