@@ -7,8 +7,8 @@ the skip, and a learned factor that starts at zero (SkipInit) does the same.
 Measured: residual nets of width 32 with He weights, on MNIST-1D, 4 and 32 blocks:
 plain, with batch normalization and with SkipInit, best of four learning rates; and the
 variance of each branch over that of its skip before training, 64 blocks. A plain net of
-32 blocks does not train at any rate, so it shows nothing but its start; what decides is the
-advantage over SkipInit, which shares that start.
+32 blocks does not train at any rate, so it shows nothing but its start; what decides is
+the advantage over SkipInit, which shares that start.
 
 Refuted if: the advantage over SkipInit with 32 blocks is not two points larger than
 with 4.
