@@ -42,9 +42,9 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         mlp(norms.NORMS[norm](), activation=unit, std=std),
         splits.mnist1d(starts=setting.starts, seed=setting.seed, test=1000),
         cells=[{"lr": lr} for lr in setting.pick((1.0,), RATES[unit])],
-        steps=setting.pick(60, 800),
+        steps=setting.pick(60, 600),
         batch=64,
-        evals=setting.pick(3, 40),
+        evals=setting.pick(3, 30),
         seed=setting.seed,
         probe=probes.distributions,
     )
