@@ -42,7 +42,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         splits.mnist1d(
             starts=setting.starts, seed=setting.seed, train=20_000, test=4000
         ),
-        cells=[{"lr": lr} for lr in setting.pick((0.01,), (0.03, 0.1, 0.3))],
+        cells=[{"lr": lr} for lr in setting.pick((0.1,), (0.03, 0.1, 0.3))],
         steps=setting.pick(20, 1600),
         batch=64,
         evals=setting.pick(2, 8),

@@ -32,7 +32,7 @@ from experiments.claims.lab.table import Table
 ARMS = ("none", "bn")
 DECAYS = (0.0, 3e-4, 1e-3, 3e-3)
 SHOWN, RATE = 1e-3, 0.1
-RATES = {"none": (0.03, RATE, 0.3), "bn": (RATE, 0.3, 1.0)}
+RATES = (0.03, RATE, 0.3)
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
@@ -43,7 +43,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         cells=[
             {"decay": decay, "lr": lr}
             for decay in setting.pick(DECAYS[::2], DECAYS)
-            for lr in setting.pick((RATE,), RATES[arm])
+            for lr in setting.pick((RATE,), RATES)
         ],
         steps=setting.pick(40, 1500),
         batch=100,
