@@ -116,6 +116,12 @@ def test_turning_the_sign_turns_the_outcome(values, least):
     np.testing.assert_allclose(one, other[[1, 0, 2]], atol=1e-12)
 
 
+@given(numbers)
+def test_a_loss_that_is_tolerated_is_beyond_it_or_not(values):
+    supported, lowered, inside = sided(values[None], least=-0.02)
+    assert supported + lowered == pytest.approx(1) and inside >= 0.5
+
+
 @given(numbers, st.floats(0.05, 2.0))
 def test_at_most_one_outcome_is_likely(values, least):
     assert (sided(values[None], least=least) < 0.5).sum() <= 1
@@ -145,6 +151,7 @@ def test_a_clear_decision_repeats_and_a_close_one_often_does_not():
     close = repeats(VALUES, "supported", least=1.7, factor=1.0)
     assert clear > 0.95 and 0.3 < close < 0.9
     assert repeats(VALUES, "reversed", least=0.5, factor=1.0) == 0
+    assert repeats(VALUES, "supported", least=0.5, factor=60.0) < clear
 
 
 def test_the_number_of_starts_that_is_needed_has_the_power_that_is_promised():
