@@ -4,7 +4,7 @@ Source: Ioffe and Szegedy, Batch Normalization, 2015, section 4.1: three hidden 
 of 100 sigmoid units, small Gaussian weights, 60 examples a step, plain gradient descent
 (MNIST there; here MNIST-1D, or MNIST with `--data-dir`).
 
-Measured: steps until half of the test rows are right (nine tenths of MNIST's), with and
+Measured: steps until 40 % of the test rows are right (90 % of MNIST's), with and
 without normalization, each at the rate that gets there first on the validation rows,
 evaluated at every step of the first 120 and then every 40; the same for ReLU with He
 weights, a start that needs no help. The 15th, 50th and 85th percentile of what the last
@@ -27,7 +27,7 @@ from experiments.claims.lab.rows import Row, rows_of
 from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
-LEVELS = {"mnist1d": 0.5, "mnist": 0.9}
+LEVELS = {"mnist1d": 0.4, "mnist": 0.9}
 ARMS = ("none sigmoid", "bn sigmoid", "none relu", "bn relu")
 RATES = {
     "none sigmoid": (1.0, 3.0, 10.0),
@@ -76,10 +76,11 @@ def measure(arm: str, setting: Setting) -> list[Row]:
 
 
 def steps_to(outcome, part: str, level: float) -> np.ndarray:
-    """Returns the steps until so many rows are right, (starts, cells, 1)."""
+    """Returns the steps until so many are right, or all, (starts, cells, 1)."""
     values = outcome.series[f"{part}_accuracy"]
     flat = values.reshape(-1, values.shape[-1])
-    return first_at(outcome.steps, flat, level).reshape(*values.shape[:2], 1)
+    found = np.minimum(first_at(outcome.steps, flat, level), outcome.steps[-1])
+    return found.reshape(*values.shape[:2], 1)
 
 
 def speedup(activation: str):

@@ -5,7 +5,7 @@ Restructuring batch normalization, 2018: a quarter of the time of DenseNet-121.
 
 Measured: one training step (forward and backward) and one inference of a convolutional
 net with 16, 32 and 64 channels on images of 16 x 16, without normalization and with it,
-for batches of 8, 32 and 128, and in bfloat16; group and layer normalization for 128.
+for batches of 8, 32 and 128, and of 128 in bfloat16.
 Every start is a process of its own, in which all nets take turns and the fastest of
 several calls counts; nothing else is measured meanwhile. What the compiler counts as
 operations is exact. Folded into the weights (`jaxbn.deploy.fold`) it is the plain net.
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims.lab import figures, norms
+from experiments.claims.lab import norms
 from experiments.claims.lab.engine import cross_entropy
 from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import conv
@@ -36,33 +36,32 @@ from experiments.claims.lab.table import Table
 
 SIDE, SHAPE = 16, (16, 32, 64)
 BATCHES, LARGE = (8, 32, 128), 128
+PASSES = ("training", "inference")
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Times all nets in as many processes as there are starts, one after another."""
+    sizes = [(n, "float32") for n in setting.pick((LARGE,), BATCHES)]
     cells = [
-        {"norm": norm, "batch": batch, "dtype": "float32"}
-        for batch in setting.pick(BATCHES[:1], BATCHES)
+        {"pass": call, "norm": norm, "batch": batch, "dtype": dtype}
+        for call in PASSES
+        for batch, dtype in setting.pick(sizes, [*sizes, (LARGE, "bfloat16")])
         for norm in ("none", "bn")
     ]
-    if arm == "training" and setting.preset != "smoke":
-        large = {"batch": LARGE, "dtype": "float32"}
-        cells += [{"norm": norm, **large} for norm in ("gn", "ln")]
-        cells += [{**cells[n], "dtype": "bfloat16"} for n in (4, 5)]
     found = []
     context, repeats = multiprocessing.get_context("spawn"), setting.pick(3, 40)
     for start in range(setting.starts):
         with context.Pool(1) as pool:
-            timed = pool.apply(times, (arm, cells, [setting.seed, start], repeats))
+            timed = pool.apply(times, (cells, [setting.seed, start], repeats))
         found += [row(arm, start, *one) for one in zip(cells, timed, strict=True)]
     return found
 
 
 def times(
-    arm: str, cells: list[dict[str, Any]], seed: list[int], repeats: int
+    cells: list[dict[str, Any]], seed: list[int], repeats: int
 ) -> list[dict[str, float]]:
     """Returns the fastest of several calls of each net, called in turns."""
-    calls = [compiled(arm, cell, np.random.default_rng(seed)) for cell in cells]
+    calls = [compiled(cell, np.random.default_rng(seed)) for cell in cells]
     best = np.full(len(calls), np.inf)
     for _ in range(repeats):
         for n, (call, arguments, _) in enumerate(calls):
@@ -75,7 +74,7 @@ def times(
     ]
 
 
-def compiled(arm: str, cell: dict[str, Any], rng: np.random.Generator):
+def compiled(cell: dict[str, Any], rng: np.random.Generator):
     """Returns a compiled call, its arguments, and how many operations it has."""
     dtype, size = jnp.dtype(cell["dtype"]), cell["batch"]
     net = conv(norms.NORMS[cell["norm"]](), shape=(SIDE, SIDE), channels=SHAPE)
@@ -83,7 +82,7 @@ def compiled(arm: str, cell: dict[str, Any], rng: np.random.Generator):
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     x = jnp.asarray(rng.normal(size=(size, SIDE * SIDE)), dtype)
     arguments = params, x, jnp.asarray(rng.integers(0, 10, size))
-    function = {"training": training, "inference": inference}[arm](net, state)
+    function = {"training": training, "inference": inference}[cell["pass"]](net, state)
     call = jax.jit(function).lower(*arguments).compile()
     return call, arguments, (call.cost_analysis() or {}).get("flops", np.nan)
 
@@ -109,42 +108,41 @@ def inference(net, state):
     return logits
 
 
-def extra(
-    table: Table, arm: str, metric: str = "milliseconds", norm: str = "bn", **cell: Any
-) -> np.ndarray:
-    """Returns how much more a net takes than the plain one, as a share of it."""
-    chosen = {"batch": LARGE, "dtype": "float32", **cell}
-    plain, other = (table.values(arm, metric, norm=n, **chosen) for n in ("none", norm))
-    return other / plain - 1
+def extra(table: Table, metric: str = "milliseconds", **choice: Any) -> np.ndarray:
+    """Returns how much more the normalized net takes, as a share of the plain one."""
+    cell = {"pass": "training", "batch": LARGE, "dtype": "float32", **choice}
+    plain, normalized = (
+        table.values("times", metric, norm=norm, **cell) for norm in ("none", "bn")
+    )
+    return normalized / plain - 1
 
 
 def draw(figure, table: Table) -> None:
-    """Draws the extra time against the batch, and of each normalization."""
-    left, right = figure.subplots(1, 2)
-    for arm, style in (("training", "o-"), ("inference", "s--")):
-        sizes = dict.fromkeys(cell["batch"] for cell in table.cells(arm))
-        values = 100 * np.stack([extra(table, arm, batch=n) for n in sizes])
-        left.plot(list(sizes), values.mean(1), style, label=arm)
-        left.plot(list(sizes), values, ".", alpha=0.3, color="gray")
-    left.set_xscale("log", base=2)
-    left.set_xlabel("batch size")
-    left.set_ylabel("extra time, %")
-    left.legend()
-    groups = {n: 100 * extra(table, "training", norm=n) for n in ("bn", "gn", "ln")}
-    groups["bn bfloat16"] = 100 * extra(table, "training", dtype="bfloat16")
-    figures.strips(right, groups, label="extra time, training, %", zero=True)
+    """Draws the extra time against the batch size."""
+    axes = figure.subplots()
+    sizes = list(dict.fromkeys(cell["batch"] for cell in table.cells("times")))
+    for call, style in zip(PASSES, ("o-", "s--"), strict=True):
+        choice = {"pass": call}
+        values = 100 * np.stack([extra(table, batch=n, **choice) for n in sizes])
+        axes.plot(sizes, values.mean(1), style, label=call)
+        axes.plot(sizes, values, ".", alpha=0.3, color="gray")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("extra time, %")
+    axes.legend()
 
 
 EXPERIMENT = Experiment(
     number="E15",
     name="cost",
     title="Cost",
-    arms=("training", "inference"),
+    arms=("times",),
     measure=measure,
     rules=(
-        Rule("C18", lambda t: 0.1 - extra(t, "training")),
-        Rule("C18.operations", lambda t: 0.1 - extra(t, "training", "operations")),
-        Rule("C18.inference", lambda t: 0.1 - extra(t, "inference")),
+        Rule("C18", lambda t: 0.1 - extra(t)),
+        Rule("C18.operations", lambda t: 0.1 - extra(t, "operations")),
+        Rule("C18.inference", lambda t: 0.1 - extra(t, **{"pass": "inference"})),
+        Rule("C18.bfloat16", lambda t: 0.1 - extra(t, dtype="bfloat16")),
     ),
     draw=draw,
     alt="Extra time of normalization against the batch size, in percent.",

@@ -37,7 +37,7 @@ ARMS = ("none start", "bn start", "none train", "bn train")
 LAYERS = 10
 UNITS, GAINS = ("relu", "sigmoid", "tanh"), (0.5, 1.0, 2.0)
 OPTIMIZERS = ("momentum", "adam")
-RATES = {"momentum": (0.003, 0.01, 0.03, 0.1, 0.3), "adam": (3e-4, 0.001, 0.003, 0.01)}
+RATES = {"momentum": (0.003, 0.01, 0.03, 0.1, 0.3), "adam": (0.001, 0.003, 0.01, 0.03)}
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:

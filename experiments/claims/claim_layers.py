@@ -29,7 +29,7 @@ from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn")
 GAINS = (0.5, 1.0, 2.0)
-FAR = 30.0  # decades: of what is not finite
+FAR = 6.0  # decades: as good as zero or infinite
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
@@ -67,8 +67,8 @@ def measure(arm: str, setting: Setting) -> list[Row]:
 
 
 def finite(x: np.ndarray) -> np.ndarray:
-    """Returns decades, where what is not finite is as far off as can be."""
-    return np.nan_to_num(x, nan=FAR, posinf=FAR, neginf=-FAR)
+    """Returns decades, at most six, which what is not finite has too."""
+    return np.clip(np.nan_to_num(x, nan=FAR), -FAR, FAR)
 
 
 def closer(table: Table, metric: str, gain: float) -> np.ndarray:

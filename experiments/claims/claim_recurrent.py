@@ -7,10 +7,12 @@ say that layer normalization may work better.
 
 Measured: MNIST-1D (20,000 training rows) as a sequence of 10 steps of 4 numbers, an
 LSTM of 24 units (`experiments.nets.lstm` where it is normalized), RMSProp, best of
-three learning rates: plain; batch normalization with gamma 0.1, with gamma 1, and with
-the statistics of all steps shared; layer normalization. Final accuracy decides; the
-mean accuracy over training, which is speed, is beside it. The plain LSTM must reach 88
-%, as published for recurrent nets, or nothing is decided.
+three learning rates that fall to zero: plain; batch normalization with gamma 0.1 and
+with gamma 1; layer normalization of what comes from the last output and of the cell
+(around the inputs too, as published, it takes the size from four numbers, which is what
+tells noise from signal here: 37 % with seed 0). Final accuracy decides; the mean
+accuracy over training, which is speed, is beside it. The plain LSTM must reach 88 %, as
+published for recurrent nets, or nothing is decided.
 
 Refuted if: batch normalization ends two points of test accuracy below the plain LSTM.
 
@@ -29,7 +31,7 @@ from experiments.claims.lab.rows import Row, rows_of
 from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
-ARMS = ("none", "bn", "bn gamma 1", "bn shared", "ln", "ln hidden")
+ARMS = ("none", "bn", "bn gamma 1", "ln")
 ANCHOR = 0.88
 
 
@@ -40,12 +42,13 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         splits.mnist1d(
             starts=setting.starts, seed=setting.seed, train=20_000, test=4000
         ),
-        cells=[{"lr": lr} for lr in setting.pick((0.01,), (0.01, 0.03, 0.1))],
-        steps=setting.pick(20, 2000),
+        cells=[{"lr": lr} for lr in setting.pick((0.01,), (0.03, 0.1, 0.3))],
+        steps=setting.pick(20, 1600),
         batch=64,
-        evals=setting.pick(2, 10),
+        evals=setting.pick(2, 8),
         seed=setting.seed,
         optimizer="rmsprop",
+        cooled=True,
     )
     return rows_of(train(plan), arm, series=("test_accuracy",))
 
@@ -53,9 +56,8 @@ def measure(arm: str, setting: Setting) -> list[Row]:
 def net(arm: str) -> Net:
     """Returns the LSTM of an arm."""
     if not arm.startswith("bn"):
-        return plain_lstm(layer_norm={"ln": "all", "ln hidden": "hidden"}.get(arm, ""))
-    scale = 1.0 if arm == "bn gamma 1" else 0.1
-    return normalized_lstm(scale=scale, shared=arm == "bn shared")
+        return plain_lstm(layer_norm=arm == "ln")
+    return normalized_lstm(scale=1.0 if arm == "bn gamma 1" else 0.1)
 
 
 def more(first: str, second: str, metric: str = "test_accuracy"):
@@ -71,7 +73,7 @@ def more(first: str, second: str, metric: str = "test_accuracy"):
 def draw(figure, table: Table) -> None:
     """Draws the test accuracy against steps."""
     axes = figure.subplots()
-    colors = dict(zip(ARMS, ("none", "bn", "noisy", "gn", "ln", "other"), strict=True))
+    colors = dict(zip(ARMS, ("none", "bn", "noisy", "ln"), strict=True))
     for arm, name in colors.items():
         cell = table.best(arm)
         values = table.series(arm, "test_accuracy", **cell)
@@ -94,9 +96,8 @@ EXPERIMENT = Experiment(
         Rule("C12", more("bn", "none")),
         Rule("C12.speed", more("bn", "none", "test_area")),
         Rule("C12.gamma", more("bn", "bn gamma 1")),
-        Rule("C12.shared", more("bn", "bn shared")),
         Rule("C12.layer", more("ln", "bn")),
     ),
     draw=draw,
-    alt="Test accuracy against steps for five kinds of LSTM.",
+    alt="Test accuracy against steps for four kinds of LSTM.",
 )

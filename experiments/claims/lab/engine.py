@@ -184,7 +184,7 @@ def advance(
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         (loss, new), gradient = gradient_of(model.params)
         direction, opt_state = tx.update(gradient, opt_state, model.params)
-        rate = given.hyper["lr"]
+        rate = given.hyper["lr"] * (1 - count / plan.steps if plan.cooled else 1)
         params = jax.tree.map(lambda p, d: p - rate * d, model.params, direction)
         return State(Model(params, new), opt_state, count + 1), total + loss
 

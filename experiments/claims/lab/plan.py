@@ -77,6 +77,7 @@ class Plan:
         seed: of weights, batches and noise.
         optimizer: one of `OPTIMIZERS`, "decayed", whose cells have "decay", or several
             of `OPTIMIZERS`: then every cell has "optimizer", the position of its own.
+        cooled: whether the learning rate falls to zero, linearly.
         early: how many of the first intervals between evaluations are evaluated at
             every step instead.
         probe: measured at each evaluation.
@@ -93,6 +94,7 @@ class Plan:
     evals: int
     seed: int
     optimizer: str | tuple[str, ...] = "sgd"
+    cooled: bool = False
     early: int = 0
     probe: Probe | None = None
     counted: int | None = None

@@ -14,17 +14,14 @@ from experiments.nets.lstm import SCALE, init_lstm, lstm
 STEPS, INPUTS, HIDDEN = 10, 4, 24
 
 
-def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
-    """An LSTM whose gates and cell are normalized.
+def normalized_lstm(*, scale: float = SCALE) -> Net:
+    """An LSTM whose gates and cell are normalized; gamma starts at `scale`.
 
-    Args:
-        scale: where gamma starts.
-        shared: whether all steps share statistics; otherwise each has its own.
+    Every step has its own statistics.
     """
-    steps = 1 if shared else STEPS
 
     def init(key, hyper):
-        cell, states = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=steps)
+        cell, states = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=STEPS)
         scales = ("hidden_scale", "inputs_scale", "cell_scale")
         full = {n: jnp.full_like(getattr(cell, n), scale) for n in scales}
         return {"cell": cell._replace(**full), **_head(key)}, states
@@ -40,23 +37,21 @@ def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
     return Net(init, apply)
 
 
-def plain_lstm(*, layer_norm: str = "") -> Net:
+def plain_lstm(*, layer_norm: bool = False) -> Net:
     """The same cell without normalization, or with that of Ba et al., 2016.
 
-    Args:
-        layer_norm: "all": layer normalization stands where batch normalization does,
-            around what comes from the last output, what comes from the input, and the
-            cell; "hidden": not around what comes from the input.
+    Layer normalization is of what comes from the last output and of the cell, but not
+    of what comes from the input.
     """
 
     def init(key, hyper):
         cell, _ = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=1)
-        names = ("hidden_scale", "inputs_scale", "cell_scale")
+        names = ("hidden_scale", "cell_scale")
         cell = cell._replace(**{n: jnp.ones_like(getattr(cell, n)) for n in names})
         return {"cell": cell, **_head(key)}, ()
 
-    def norm(x, scale, *, here=bool(layer_norm)):
-        return scale * jax.nn.standardize(x, epsilon=1e-5) if here else x
+    def norm(x, scale):
+        return scale * jax.nn.standardize(x, epsilon=1e-5) if layer_norm else x
 
     def apply(params, state, x, context):
         p = params["cell"]
@@ -64,9 +59,8 @@ def plain_lstm(*, layer_norm: str = "") -> Net:
 
         def step(carry, now):
             h, c = carry
-            gates = norm(h @ p.hidden, p.hidden_scale)
-            gates += norm(now @ p.inputs, p.inputs_scale, here=layer_norm == "all")
-            f, i, o, g = jnp.split(gates + p.bias, 4, axis=-1)
+            gates = norm(h @ p.hidden, p.hidden_scale) + now @ p.inputs + p.bias
+            f, i, o, g = jnp.split(gates, 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             shown = norm(c, p.cell_scale) + p.cell_bias
             return (jax.nn.sigmoid(o) * jnp.tanh(shown), c), None
