@@ -6,10 +6,10 @@ Measured: coins; the one called "bn" has a larger mean, by what `EDGE` says.
 import numpy as np
 
 from experiments import claims as package
-from experiments.claims.lab import figures, rules
+from experiments.claims.lab import figures
 from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.rows import row
-from experiments.claims.lab.rules import Rule
+from experiments.claims.lab.rules import Rule, claims
 
 # The name of a coin: its rule, and its mean in units of what matters to that rule.
 EDGE = {"clear": ("C02", 10.0), "close": ("C20a", 0.9)}
@@ -20,8 +20,7 @@ def measure(arm: str, setting: Setting) -> list[dict]:
 
     def drawn() -> dict:
         return {
-            name: rng.normal(edge * (arm == "bn"), 0.4)
-            * rules.claims().rules[rule].least
+            name: rng.normal(edge * (arm == "bn"), 0.4) * claims().rules[rule].least
             for name, (rule, edge) in EDGE.items()
         }
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.claims.lab.rows import plain, row
+from experiments.claims.lab.rules import Entry
 from experiments.claims.lab.statistics import (
     bootstrap,
     effect,
@@ -17,6 +18,7 @@ from experiments.claims.lab.statistics import (
     sided,
 )
 from experiments.claims.lab.table import Table, log_speedup
+from experiments.claims.lab.words import in_words
 
 VALUES = np.array([1.0, 2.0, 2.5, 4.0, 3.0, 2.2, 1.7, 2.9])
 numbers = st.lists(st.floats(-3, 3), min_size=3, max_size=12, unique=True).map(np.array)
@@ -163,6 +165,27 @@ def test_the_number_of_starts_that_is_needed_has_the_power_that_is_promised():
     power = np.mean(20 * sided(drawn, least=2.2)[0] < 0.05)
     assert power == pytest.approx(0.9, abs=0.03)
     assert needed(VALUES - VALUES.mean() + 1, least=1.0, factor=1.0) is None
+
+
+@pytest.mark.parametrize(
+    "shown, unit, values, expected",
+    [
+        (
+            "2^x",
+            "times fewer steps",
+            (4.17, 4.1, 4.25),
+            "18 times fewer steps [17 to 19]",
+        ),
+        ("100 x", "points", (0.07, -0.005, 0.14), "7 points [-0.5 to 14]"),
+        ("10^x", "times less", (3.0, 2.0, 400.0), "1000 times less [100 to ∞]"),
+        ("x", "decades", (0.5, -np.inf, np.nan), "0.5 decades [-∞ to ?]"),
+    ],
+)
+def test_effects_are_told_in_words_with_their_unit(shown, unit, values, expected):
+    entry = Entry(text="", measure="", unit=unit, least=0.1, shown=shown)
+    mean, low, high = values
+    found = effect(VALUES, least=0.1)._replace(mean=mean, low=low, high=high)
+    assert in_words(entry, found) == expected
 
 
 def test_starts_that_never_arrive_count_as_the_budget():
