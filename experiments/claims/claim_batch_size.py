@@ -33,7 +33,6 @@ from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 CONV = ("bn conv", "gn conv", "renorm conv")
-BOTH = CONV[:2]  # for equal updates as well
 DENSE = ("bn dense", "ln dense")
 SIZES = (2, 8, 32)
 VALUES = {"conv": 5, "dense": 1}  # per feature and example, in the last hidden layer
@@ -44,9 +43,8 @@ CHANNELS = (16, 16, 16)
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one net with every size of batch."""
-    norm, kind = arm.split()
-    made = norms.NORMS[norm]()
-    net = conv(made, channels=CHANNELS) if kind == "conv" else mlp(made)
+    norm, kind = norms.NORMS[arm.split()[0]](), arm.split()[1]
+    net = conv(norm, channels=CHANNELS) if kind == "conv" else mlp(norm)
     found = []
     for size, steps in lengths(arm, small=setting.preset == "smoke"):
         plan = Plan(
@@ -73,7 +71,7 @@ def lengths(arm: str, *, small: bool) -> list[tuple[int, int]]:
     """Returns sizes and steps: equal examples, then equal updates."""
     share = 256 if small else 1
     found = [(size, EXAMPLES // size // share) for size in SIZES]
-    return [*found, (SIZES[-1], UPDATES // share)] if arm in BOTH else found
+    return [*found, (SIZES[-1], UPDATES // share)] if arm in CONV[:2] else found
 
 
 def damage(table: Table, arm: str, *, updates: bool = False) -> np.ndarray:
@@ -102,7 +100,7 @@ def more(first: str, second: str, *, updates: bool = False):
 
 def both(table: Table) -> np.ndarray:
     """Returns the same for equal examples and for equal updates, (2, starts)."""
-    return np.stack([more(*BOTH, updates=u)(table) for u in (False, True)])
+    return np.stack([more(*CONV[:2], updates=u)(table) for u in (False, True)])
 
 
 def exact(table: Table) -> np.ndarray:

@@ -54,13 +54,11 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     moved = np.abs(np.diff(mean, axis=2)) + np.abs(np.diff(spread, axis=2))
     drift = moved.mean(-1)
     outcome.series["drift"] = np.concatenate([drift[:, :, :1], drift], 2)
+    outcome.series["mean_drift"] = drift.mean(2, keepdims=True)
     outcome.series["normal"] = probes.looks_normal(outcome.series.pop("shown"))
     bound = np.abs(outcome.series.pop("normalized")).max(-1)
     outcome.series["bound"] = bound / np.sqrt(plan.batch - 1)
-    rows = rows_of(outcome, arm, series=("test_accuracy", "drift"))
-    for row in rows:
-        row["metrics"]["mean_drift"] = float(f"{np.mean(row['series']['drift']):.6g}")
-    return rows
+    return rows_of(outcome, arm, series=("test_accuracy", "drift"))
 
 
 def fastest(table: Table, arm: str, metric: str) -> np.ndarray:

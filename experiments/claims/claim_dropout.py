@@ -26,7 +26,7 @@ from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn")
 DROPOUT = (0.0, 0.1, 0.25)
-RATES = {"none": (0.02, 0.06, 0.2), "bn": (0.05, 0.15, 0.5)}
+RATES = {"none": (0.04, 0.09, 0.2), "bn": (0.07, 0.15, 0.3)}
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:

@@ -34,7 +34,6 @@ from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 BATCH = 256
-GROUPS = {"bn 1024": None, "bn 256": None, "bn 32": 32}
 RATES = {
     "none": (0.03, 0.1, 0.3),
     "bn 1024": (0.1, 0.3, 1.0),
@@ -50,7 +49,8 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains with one size of groups, or measures the noise."""
     if arm == "noise":
         return noise(setting)
-    norm = norms.none() if arm == "none" else norms.batch(ghost=GROUPS[arm])
+    ghost = 32 if arm == "bn 32" else None
+    norm = norms.none() if arm == "none" else norms.batch(ghost=ghost)
     plan = Plan(
         mlp(norm),
         splits.mnist1d(starts=setting.starts, seed=setting.seed),
@@ -122,12 +122,10 @@ def gap(table: Table, arm: str) -> np.ndarray:
 def draw(figure, table: Table) -> None:
     """Draws test accuracy for each size of groups, and the noise."""
     left, right = figure.subplots(1, 2)
-    groups = {arm: fitted(table, arm) for arm in ("none", *GROUPS)}
+    groups = {arm: fitted(table, arm) for arm in RATES}
     figures.strips(left, groups, label=f"test accuracy at training loss {FIT}")
-    values = table.sweep("noise", "variance")
-    right.loglog(SIZES, values, "o", color=figures.color("bn"), ms=4)
-    right.loglog(SIZES, values[0].mean() * SIZES[0] / np.array(SIZES), lw=1)
-    right.set_xlabel("size of the batch (line: slope -1)")
+    right.loglog(SIZES, table.sweep("noise", "variance"), "o", ms=4)
+    right.set_xlabel("size of the batch")
     right.set_ylabel("variance of a normalized example")
 
 
@@ -135,7 +133,7 @@ EXPERIMENT = Experiment(
     number="E08",
     name="regularisation",
     title="Regularization and noise",
-    arms=("none", *GROUPS, "noise"),
+    arms=(*RATES, "noise"),
     measure=measure,
     rules=(
         Rule("C08", lambda t: gap(t, "none") - gap(t, "bn 256")),

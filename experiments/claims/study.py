@@ -46,7 +46,7 @@ class RunConfig:
     max_minutes: Annotated[float | None, Meta(gt=0)] = None
     """Begin nothing new after so many minutes; what finished is kept."""
     data_dir: Path | None = None
-    """Directory with the IDX files of MNIST, for `convergence`. Default: digits."""
+    """Directory with the IDX files of MNIST, for `convergence`. Default: MNIST-1D."""
     jobs: Positive = 2
     """Arms measured at the same time; the numbers do not depend on it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

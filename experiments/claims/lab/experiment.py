@@ -31,7 +31,7 @@ class Setting:
         preset: "smoke" shows that it runs and decides nothing, "quick" decides what
             one block of starts can, "standard" adds blocks where a claim is undecided.
         seed: of data, splits, weights, batches and noise of one block of starts.
-        data_dir: directory with the IDX files of MNIST. Default: the digits.
+        data_dir: directory with the IDX files of MNIST. Default: MNIST-1D.
     """
 
     preset: Preset
