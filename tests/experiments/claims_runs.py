@@ -5,20 +5,24 @@ Measured: coins; the one called "bn" has a larger mean, by what `EDGE` says.
 
 import numpy as np
 
-from experiments import claims
+from experiments import claims as package
 from experiments.claims.lab import figures
 from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.rows import row
-from experiments.claims.lab.rules import Rule
+from experiments.claims.lab.rules import Rule, claims
 
-EDGE = {"clear": 3.0, "close": 0.45}  # C20a matters from 0.5
+# The name of a coin: its rule, and its mean in units of what matters to that rule.
+EDGE = {"clear": ("C02", 10.0), "close": ("C20a", 0.9)}
 
 
 def measure(arm: str, setting: Setting) -> list[dict]:
     rng = np.random.default_rng([setting.seed, len(arm)])
 
     def drawn() -> dict:
-        return {k: rng.normal(v * (arm == "bn"), 0.2) for k, v in EDGE.items()}
+        return {
+            name: rng.normal(edge * (arm == "bn"), 0.4) * claims().rules[rule].least
+            for name, (rule, edge) in EDGE.items()
+        }
 
     return [row(arm, start, {}, drawn()) for start in range(setting.starts)]
 
@@ -32,14 +36,14 @@ def draw(figure, table) -> None:
     figures.strips(figure.subplots(), groups, label="coins")
 
 
-def coin(name: str, rules: dict[str, str]) -> Experiment:
+def coin(name: str, given: dict[str, str]) -> Experiment:
     return Experiment(
         number="E02",
         name=name,
         title="Coins",
         arms=("none", "bn"),
         measure=measure,
-        rules=tuple(Rule(key, gain(metric)) for key, metric in rules.items()),
+        rules=tuple(Rule(key, gain(metric)) for key, metric in given.items()),
         draw=draw,
         alt="Coins.",
     )
@@ -53,5 +57,5 @@ COINS = {
 
 def use_coins(patch) -> None:
     """Adds the coins to the experiments; workers in other processes lack them."""
-    known = claims.experiments()
-    patch.setattr(claims, "experiments", lambda: {**known, **COINS})
+    known = package.experiments()
+    patch.setattr(package, "experiments", lambda: {**known, **COINS})

@@ -31,7 +31,7 @@ def test_the_family_is_every_claim_that_is_no_identity():
 @pytest.mark.parametrize(
     "old, new, same",
     [
-        ("least = 0.3", "least = 0.4", False),
+        ("least = 0.", "least = 0.9", False),
         ("alpha = 0.05", "alpha = 0.06", False),
         ('english = "lets training converge faster"', 'english = "faster"', True),
     ],
@@ -58,6 +58,13 @@ def test_a_claim_stops_at_the_look_that_decides_it():
     assert max(found["C3"][1], found["C4"][1]) < 0.05
 
 
+def test_a_claim_that_stopped_keeps_its_p_value_in_the_family():
+    close = 0.05 / 3 / 19.5  # decided among 19, not among 20
+    p = {"C3": [0.5, close], "C4": [0.00001, 0.9]}
+    assert decision.sequential(p, family=FAMILY)["C3"][1] < 0.05
+    assert decision.sequential({"C3": p["C3"]}, family=FAMILY)["C3"][1] >= 0.05
+
+
 def test_a_claim_that_is_never_decided_is_that_of_the_last_look():
     (found,) = decision.sequential({"C3": [0.5, 0.4, 0.3]}, family=FAMILY).values()
     assert found == (2, 1.0)
@@ -76,7 +83,8 @@ def test_alone_decides_no_more_than_the_whole(p):
 
 
 def test_what_is_decided_is_shown_from_the_starts_that_decided_it():
-    values = np.concatenate([1 + 0.1 * NOISE[:10], NOISE[10:]])
+    least = claims().rules["C02"].least
+    values = least * np.concatenate([3 + 0.3 * NOISE[:10], NOISE[10:]])
     found = decided(values)
     assert found.outcome == "supported" and found.found
     assert found.found.n == 10 and found.values == values[:10].tolist()
@@ -85,14 +93,16 @@ def test_what_is_decided_is_shown_from_the_starts_that_decided_it():
 
 def test_what_is_undecided_says_how_many_starts_it_needs():
     least = claims().rules["C02"].least
-    found = decided(least + 0.1 + 0.5 * NOISE)
+    found = decided(least * (1.3 + 1.6 * NOISE))
     assert found.outcome == "undecided" and found.found and found.found.n == 40
     assert found.needed and 40 < found.needed < 1000
 
 
 def test_identities_are_exact_in_every_start_or_wrong():
-    assert decided(np.full(10, 5.0), "C05").outcome == "exact"
-    assert decided(np.array([5.0] * 9 + [3.9]), "C05").outcome == "wrong"
+    least = claims().rules["C05"].least
+    assert decided(np.full(10, least + 1), "C05").outcome == "exact"
+    one = np.array([least + 1] * 9 + [least - 0.1])
+    assert decided(one, "C05").outcome == "wrong"
 
 
 def test_what_is_shown_beside_a_claim_is_not_corrected():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.claims.lab.rows import plain, row
+from experiments.claims.lab.rules import Entry
 from experiments.claims.lab.statistics import (
     bootstrap,
     effect,
@@ -17,6 +18,7 @@ from experiments.claims.lab.statistics import (
     sided,
 )
 from experiments.claims.lab.table import Table, log_speedup
+from experiments.claims.lab.words import in_words
 
 VALUES = np.array([1.0, 2.0, 2.5, 4.0, 3.0, 2.2, 1.7, 2.9])
 numbers = st.lists(st.floats(-3, 3), min_size=3, max_size=12, unique=True).map(np.array)
@@ -116,6 +118,12 @@ def test_turning_the_sign_turns_the_outcome(values, least):
     np.testing.assert_allclose(one, other[[1, 0, 2]], atol=1e-12)
 
 
+@given(numbers)
+def test_a_loss_that_is_tolerated_is_beyond_it_or_not(values):
+    supported, lowered, inside = sided(values[None], least=-0.02)
+    assert supported + lowered == pytest.approx(1) and inside >= 0.5
+
+
 @given(numbers, st.floats(0.05, 2.0))
 def test_at_most_one_outcome_is_likely(values, least):
     assert (sided(values[None], least=least) < 0.5).sum() <= 1
@@ -145,6 +153,7 @@ def test_a_clear_decision_repeats_and_a_close_one_often_does_not():
     close = repeats(VALUES, "supported", least=1.7, factor=1.0)
     assert clear > 0.95 and 0.3 < close < 0.9
     assert repeats(VALUES, "reversed", least=0.5, factor=1.0) == 0
+    assert repeats(VALUES, "supported", least=0.5, factor=60.0) < clear
 
 
 def test_the_number_of_starts_that_is_needed_has_the_power_that_is_promised():
@@ -156,6 +165,27 @@ def test_the_number_of_starts_that_is_needed_has_the_power_that_is_promised():
     power = np.mean(20 * sided(drawn, least=2.2)[0] < 0.05)
     assert power == pytest.approx(0.9, abs=0.03)
     assert needed(VALUES - VALUES.mean() + 1, least=1.0, factor=1.0) is None
+
+
+@pytest.mark.parametrize(
+    "shown, unit, values, expected",
+    [
+        (
+            "2^x",
+            "times fewer steps",
+            (4.17, 4.1, 4.25),
+            "18 times fewer steps [17 to 19]",
+        ),
+        ("100 x", "points", (0.07, -0.005, 0.14), "7 points [-0.5 to 14]"),
+        ("10^x", "times less", (3.0, 2.0, 400.0), "1000 times less [100 to ∞]"),
+        ("x", "decades", (0.5, -np.inf, np.nan), "0.5 decades [-∞ to ?]"),
+    ],
+)
+def test_effects_are_told_in_words_with_their_unit(shown, unit, values, expected):
+    entry = Entry(text="", measure="", unit=unit, least=0.1, shown=shown)
+    mean, low, high = values
+    found = effect(VALUES, least=0.1)._replace(mean=mean, low=low, high=high)
+    assert in_words(entry, found) == expected
 
 
 def test_starts_that_never_arrive_count_as_the_budget():

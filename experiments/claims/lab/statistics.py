@@ -110,7 +110,7 @@ def sided(parts: np.ndarray, *, least: float) -> np.ndarray:
     supported = above(mean - least).max(-1)
     lowered = above(-abs(least) - mean).min(-1) * parts.shape[-2]
     inside = np.maximum(above(least - mean), above(mean + least)).max(-1)
-    return np.stack([supported, lowered, inside if least > 0 else np.ones_like(inside)])
+    return np.stack([supported, lowered, inside])
 
 
 def outcome(found: Effect, p: float) -> Outcome:

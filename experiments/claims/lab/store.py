@@ -160,7 +160,11 @@ def conclude(
     ]
     head = {"schema": schema.SCHEMA, "preset": config["preset"], "seed": config["seed"]}
     head |= {"rules": config["rules"], "family": len(claims().family)}
-    rates = [edge for own in rows.values() for _, edge in Table(own).rates()]
+    rates = [
+        edge
+        for one in chosen
+        for _, edge in Table(rows.get(one.name, ())).rates(one.by)
+    ]
     head |= {"rates": len(rates), "rates_at_an_edge": sum(rates)}
     long = ("bootstrap", "t", "values")
     headlines = [
