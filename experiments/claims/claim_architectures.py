@@ -12,7 +12,7 @@ of test accuracy. All twelve must be shown not to, each at the full level (an
 intersection-union test), so no combination is picked after the fact.
 
 Command: python -m experiments run architectures --preset quick
-Runtime: quick about 8 minutes on two cores.
+Runtime: quick about 500 s of one core.
 """
 
 import numpy as np

@@ -16,7 +16,7 @@ Refuted if: going from 32 to 2 does not cost the convolutional net with batch
 normalization two points more than with group normalization, in either comparison.
 
 Command: python -m experiments run batch-size --preset quick
-Runtime: quick about 5 minutes on two cores.
+Runtime: quick about 400 s of one core.
 """
 
 from typing import Any

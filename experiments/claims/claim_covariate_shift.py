@@ -16,7 +16,7 @@ noise that brings the drift back costs less than half of the advantage (that is 
 works); if fewer than half of the units look normal.
 
 Command: python -m experiments run covariate-shift --preset quick
-Runtime: quick about 4 minutes on two cores.
+Runtime: quick about 240 s of one core.
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ Refuted if: after 80 steps plain running averages are less than two points worse
 the batch's own statistics.
 
 Command: python -m experiments run inference-statistics --preset quick
-Runtime: quick about 30 s on two cores.
+Runtime: quick about 50 s of one core.
 """
 
 from experiments.claims.lab import norms, splits

@@ -14,7 +14,7 @@ Refuted if: the smoothness is not at least 1.5 times better (raw); beside it, th
 for the number that does not depend on the scale.
 
 Command: python -m experiments run landscape --preset quick
-Runtime: quick about 1 minute on two cores.
+Runtime: quick about 60 s of one core.
 """
 
 import functools

@@ -15,7 +15,7 @@ Refuted if: the gap at equal fit is not at least a point smaller with normalizat
 the noise falls more slowly than size to the power -0.8.
 
 Command: python -m experiments run regularisation --preset quick
-Runtime: quick about 4 minutes on two cores.
+Runtime: quick about 180 s of one core.
 """
 
 import jax

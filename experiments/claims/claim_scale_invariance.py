@@ -11,7 +11,7 @@ shrink. Float32.
 Refuted if: with epsilon out of the way the identity holds to fewer than 4 digits.
 
 Command: python -m experiments run scale-invariance --preset quick
-Runtime: quick about 10 s on two busy cores (standard: twice that).
+Runtime: quick about 12 s of one core.
 """
 
 import jax

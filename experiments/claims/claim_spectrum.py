@@ -13,7 +13,7 @@ mean square without subtracting the mean: orthogonality gap, mean over the last 
 Refuted if: batch normalization keeps less than one dimension more.
 
 Command: python -m experiments run spectrum --preset quick
-Runtime: quick about 20 s on two cores.
+Runtime: quick about 30 s of one core.
 """
 
 import jax
