@@ -36,8 +36,7 @@ CONV = ("bn conv", "gn conv", "renorm conv")
 DENSE = ("bn dense", "ln dense")
 SIZES = (2, 8, 32)
 VALUES = {"conv": 5, "dense": 1}  # per feature and example, in the last hidden layer
-EXAMPLES = 16384
-UPDATES = EXAMPLES // SIZES[0]  # of the smallest size, and then of the largest too
+EXAMPLES, UPDATES = 16384, 8192  # the updates of size 2, then of size 32 as well
 CHANNELS = (16, 16, 16)
 RATES = (0.1, 0.3, 1.0, 3.0)  # for 32 examples; the last one not for long runs
 
