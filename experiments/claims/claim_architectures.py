@@ -36,16 +36,18 @@ RATES = {
     "adam": (0.003, 0.01, 0.03),
     "rmsprop": (0.003, 0.01, 0.03),
 }
+RECURRENT = {name: (0.01, 0.03, 0.1) for name in ("adam", "rmsprop")}
 STEPS = {"perceptron": 800, "convolutional": 500, "recurrent": 600}
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one net with every optimizer, all in one program."""
     norm, kind = arm.split()
+    rates = RATES | (RECURRENT if kind == "recurrent" else {})
     cells = [
         {"optimizer": n, "lr": lr}
         for n, name in enumerate(OPTIMIZERS)
-        for lr in setting.pick(RATES[name][1:2], RATES[name])
+        for lr in setting.pick(rates[name][1:2], rates[name])
     ]
     plan = Plan(
         net(norm, kind),
