@@ -46,7 +46,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     norm, kind = norms.NORMS[arm.split()[0]](), arm.split()[1]
     net = conv(norm, channels=CHANNELS) if kind == "conv" else mlp(norm)
     found = []
-    for size, steps in lengths(arm, small=setting.preset == "smoke"):
+    for size, steps in lengths(arm):
         rates = setting.pick((0.3,), RATES[: 3 if size * steps > EXAMPLES else 4])
         plan = Plan(
             net,
@@ -54,7 +54,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
             cells=[
                 {"size": size, "steps": steps, "lr": lr * size / 32} for lr in rates
             ],
-            steps=steps,
+            steps=steps // setting.pick(256, 1),
             batch=size,
             evals=1,
             seed=setting.seed,
@@ -67,11 +67,10 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     return found
 
 
-def lengths(arm: str, *, small: bool) -> list[tuple[int, int]]:
+def lengths(arm: str) -> list[tuple[int, int]]:
     """Returns sizes and steps: equal examples, then equal updates."""
-    share = 256 if small else 1
-    found = [(size, EXAMPLES // size // share) for size in SIZES]
-    return [*found, (SIZES[-1], UPDATES // share)] if arm in CONV[:2] else found
+    found = [(size, EXAMPLES // size) for size in SIZES]
+    return [*found, (SIZES[-1], UPDATES)] if arm in CONV[:2] else found
 
 
 def damage(table: Table, arm: str, *, updates: bool = False) -> np.ndarray:
