@@ -36,14 +36,19 @@ RATES = {
     "adam": (0.003, 0.01, 0.03),
     "rmsprop": (0.003, 0.01, 0.03),
 }
-RECURRENT = {name: (0.01, 0.03, 0.1) for name in ("adam", "rmsprop")}
+RECURRENT = {
+    "sgd": (1.0, 3.0, 10.0),
+    "momentum": (0.1, 0.3, 1.0),
+    "adam": (0.03, 0.1, 0.3),
+    "rmsprop": (0.03, 0.1, 0.3),
+}
 STEPS = {"perceptron": 800, "convolutional": 500, "recurrent": 600}
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one net with every optimizer, all in one program."""
     norm, kind = arm.split()
-    rates = RATES | (RECURRENT if kind == "recurrent" else {})
+    rates = RECURRENT if kind == "recurrent" else RATES
     cells = [
         {"optimizer": n, "lr": lr}
         for n, name in enumerate(OPTIMIZERS)
