@@ -36,16 +36,23 @@ RATES = {
     "adam": (0.003, 0.01, 0.03),
     "rmsprop": (0.003, 0.01, 0.03),
 }
+RECURRENT = {
+    "sgd": (1.0, 3.0, 10.0),
+    "momentum": (0.1, 0.3, 1.0),
+    "adam": (0.03, 0.1, 0.3),
+    "rmsprop": (0.03, 0.1, 0.3),
+}
 STEPS = {"perceptron": 800, "convolutional": 500, "recurrent": 600}
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one net with every optimizer, all in one program."""
     norm, kind = arm.split()
+    rates = RECURRENT if kind == "recurrent" else RATES
     cells = [
         {"optimizer": n, "lr": lr}
         for n, name in enumerate(OPTIMIZERS)
-        for lr in setting.pick(RATES[name][1:2], RATES[name])
+        for lr in setting.pick(rates[name][1:2], rates[name])
     ]
     plan = Plan(
         net(norm, kind),
