@@ -61,7 +61,8 @@ def check_torch_model(
     Raises:
         TypeError: if `module` is no module of PyTorch, `function` no function, or a
             batch no array of numbers.
-        ValueError: if there is no batch, or outputs differ in shape.
+        ValueError: if there is no batch, one of both does not take it, or outputs
+            differ in shape.
 
     Example:
         >>> import torch
@@ -84,7 +85,8 @@ def check_torch_model(
     _, run = _twin_of(module)
     gaps = []
     for x in numbers_of(batches).values():
-        want, got = run(x, training=False), np.asarray(function(x))
+        want = _of("module", lambda x: run(x, training=False), x)
+        got = _of("function", function, x)
         if got.shape != want.shape:
             raise ValueError(
                 f"`function` must return shape {want.shape} as `module` does, got "
@@ -92,6 +94,18 @@ def check_torch_model(
             )
         gaps.append(np.abs(got - want).max(initial=0))
     return float(np.max(gaps))  # of Python, `max` would pass over NaN
+
+
+def _of(name: str, function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
+    """What a model returns, or an error that says which one did not take the batch."""
+    try:
+        return np.asarray(function(x))
+    except Exception as error:  # of somebody else's model
+        raise ValueError(
+            f"`{name}` must take batches of shape {x.shape}, got "
+            f"{type(error).__name__} ({error}). Pass batches that both take, laid out "
+            "as for PyTorch."
+        ) from error
 
 
 def _twin_of(module: Any) -> tuple[Any, Callable[..., np.ndarray]]:

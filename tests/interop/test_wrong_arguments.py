@@ -147,6 +147,9 @@ SENSIBLE = {
     "epsilon": NUMBERS,
     "module": {"linen"},
     "check_torch.module": set(),
+    "check_torch_model.module": set(),
+    "check_torch_model.function": {"renorm"},
+    "check_torch_model.batches": {"list of nan"},  # the difference is NaN then
     "params": MAPPINGS,  # a module may have none
     "prefix": {"string"},
     "from_torch.prefix": set(),
