@@ -72,9 +72,7 @@ def all_or_none() -> Iterator[None]:
             raise AgreedError(found)
     for number, found in enumerate(messages):
         if found:
-            raise AgreedError(
-                f"Process {number} must be able to go on, but: {found}"
-            )
+            raise AgreedError(f"Process {number} must be able to go on, but: {found}")
 
 
 def lost_another(error: BaseException) -> bool:
