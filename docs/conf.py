@@ -86,5 +86,17 @@ def _as_written(app, what, name, obj, options, lines):
     lines[:] = found
 
 
+def _results(app, docname, source):
+    """The page of claims ends with the summary that the results come with."""
+    if docname == "claims":
+        text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+        text = re.sub(r"^#", "##", text, flags=re.MULTILINE)
+        text = re.sub(r"(!\[[^]]*\]\()(?!\w+:)", r"\1../results/", text)
+        files = "https://github.com/jaxbn/jaxbn/blob/main/results/"
+        text = re.sub(r"((?<!!)\[[^]]*\]\()(?![\w+]+:|#)", rf"\1{files}", text)
+        source[0] += f"\n{text}"
+
+
 def setup(app):
+    app.connect("source-read", _results)
     app.connect("autodoc-process-docstring", _as_written, priority=100)

@@ -83,16 +83,16 @@ def test_experiments_use_the_library_by_its_public_names():
         assert "jaxbn.core" not in path.read_text(), path
 
 
-def test_the_readme_shows_the_committed_verdicts():
+def test_the_page_of_results_shows_the_committed_verdicts():
     top = Path(claims.__path__[0]).parents[1]
     if not (top / "results").is_dir():
         pytest.skip("not a checkout")
-    readme = (top / "README.md").read_text()
+    page = (top / "results/README.md").read_text()
     content = json.loads((top / "results/quick/verdicts.json").read_text())
     for row in content["verdicts"]:
         shown = f"| {row['claim']} {row['text']} | {row['verdict']} |"
-        assert shown in readme
-        assert f"{number(row)} | `run {row['experiment']}` |" in readme
+        assert shown in page
+        assert f"{number(row)} | `run {row['experiment']}` |" in page
 
 
 def test_the_committed_results_follow_from_their_runs():
