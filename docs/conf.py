@@ -1,5 +1,6 @@
 """The documentation: `sphinx-build -W docs build/docs`, without a network."""
 
+import inspect
 import os
 import re
 import sys
@@ -9,6 +10,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jaxbn  # noqa: E402
+import jaxbn.linen_base  # noqa: E402
+import jaxbn.nnx_base  # noqa: E402
 
 project, author = "jaxbn", "The jaxbn authors"
 copyright = "The jaxbn authors, Apache-2.0"
@@ -32,13 +35,20 @@ intersphinx_mapping = {
 
 # The examples run in tests/test_docs.py, in one process.
 nb_execution_mode = "off"
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_inline",
+    "colon_fence",
+    "dollarmath",
+]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-default_role = "py:obj"  # a single backtick in a docstring: code, and a link if it can
+default_role = (
+    "py:obj"  # a single backtick in a docstring: code, and a link if it can
+)
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -61,9 +71,12 @@ html_theme_options = {
     "use_download_button": False,
     "home_page_in_toc": False,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # one search is enough
 }
 
-_HEADER = re.compile(r"\s*(Args|Attributes|Returns|Raises|Reference|Example)s?:$")
+_HEADER = re.compile(
+    r"\s*(Args|Attributes|Returns|Raises|Reference|Example)s?:$"
+)
 
 
 def _as_written(app, what, name, obj, options, lines):
@@ -80,10 +93,34 @@ def _as_written(app, what, name, obj, options, lines):
                 margin = before[: len(before) - len(before.lstrip())]
                 found += [f"{margin}::", ""]
                 literal = indent
-        is_code = literal is not None or line.lstrip().startswith((">>>", "..."))
+        is_code = literal is not None or line.lstrip().startswith(
+            (">>>", "...")
+        )
         found.append(line if is_code else line.replace("|", r"\|"))
         before = line if line.strip() else before
     lines[:] = found
+
+
+def _signature(app, what, name, obj, options, signature, returns):
+    """The arguments of a Flax module as they are written in a call."""
+    bases = jaxbn.linen_base.Layer, jaxbn.nnx_base.Layer
+    if what != "class" or not issubclass(obj, bases):
+        return None
+    shown = []
+    for item in inspect.signature(obj.__init__).parameters.values():
+        if item.name in ("self", "parent", "name"):
+            continue
+        if item.kind is item.VAR_KEYWORD:
+            shown.append(f"**{item.name}")
+            continue
+        if item.kind is item.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        value = getattr(item.default, "__name__", repr(item.default))
+        value = {"mappingproxy({})": "{}"}.get(value, value)
+        value = "..." if value.startswith("<") else value
+        no_default = item.default is item.empty
+        shown.append(item.name if no_default else f"{item.name}={value}")
+    return f"({', '.join(shown)})", None
 
 
 def _results(app, docname, source):
@@ -99,4 +136,5 @@ def _results(app, docname, source):
 
 def setup(app):
     app.connect("source-read", _results)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _as_written, priority=100)
