@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.common import supervise
+from experiments.common import memory, supervise
 from experiments.common.errors import UserError
 
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return supervise.supervise([name, *options])
     supervise.end_with_parent()
     try:
-        return _run(name, options)
+        return _run(name, [word for word in options if word != memory.RETURN])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -179,9 +179,12 @@ def _usage() -> str:
             *lines,
             "",
             "Options of a command: python -m experiments COMMAND --help",
+            f"{memory.RETURN} with any: freed memory goes back to the system (slower)",
         ]
     )
 
 
 if __name__ == "__main__":
+    if memory.RETURN not in sys.argv:
+        memory.keep()
     sys.exit(main())

@@ -14,6 +14,7 @@ from jaxbn.core.normalize import batch_norm_inference, normalize
 from jaxbn.core.save import recompute_policy
 from jaxbn.core.state import init_state, update
 from jaxbn.core.types import BatchNormState, Moments
+from jaxbn.memory import keep_freed_memory
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "batch_norm_inference",
     "implementations",
     "init_state",
+    "keep_freed_memory",
     "merge",
     "moments",
     "normalize",

@@ -1,5 +1,6 @@
 """Layers that do not update their statistics, and layers that are frozen."""
 
+import functools
 import re
 
 import chex
@@ -31,6 +32,7 @@ KINDS = {
 }
 
 LINEN = ("BatchNorm", "BatchRenorm")  # the rest differs where it is shared
+SWEPT = ("GhostBatchNorm", "TimestepBatchNorm", "EvalBlendBatchNorm")
 
 
 def nnx_layer(kind, **options):
@@ -67,11 +69,12 @@ def both_of_linen(layer, variables, x, mode, **call):
     return jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
 
 
-@jax.jit
-def all_modes(x, mask):
+@functools.partial(jax.jit, static_argnames="kinds")
+def all_modes(x, mask, kinds):
     """Each kind of layer in each mode, in one program."""
     found = {}
-    for kind, (options, call) in KINDS.items():
+    for kind in kinds:
+        options, call = KINDS[kind]
         call = {**call, "mask": mask}
         modes = {
             "train": {},
@@ -95,33 +98,39 @@ def all_modes(x, mask):
     return found
 
 
-@pytest.fixture(scope="module")
-def results():
-    return all_modes(X, MASK)
+@functools.cache
+def results(kind):
+    """What `all_modes` finds, compiled with the other kinds of the same suite."""
+    swept = kind in SWEPT
+    return all_modes(X, MASK, tuple(k for k in KINDS if (k in SWEPT) == swept))
 
 
 OF_EACH = pytest.mark.parametrize(
     ("interface", "kind"),
-    [("nnx", kind) for kind in KINDS] + [("linen", kind) for kind in LINEN],
+    [
+        pytest.param(interface, kind, marks=[pytest.mark.slow] * (kind in SWEPT))
+        for interface, kinds in (("nnx", KINDS), ("linen", LINEN))
+        for kind in kinds
+    ],
 )
 
 
 @OF_EACH
-def test_without_updates_training_is_the_same_and_statistics_stay(
-    results, interface, kind
-):
-    gradients, (y, new) = results[interface, kind, "no update"]
-    want_gradients, (want, moved) = results[interface, kind, "train"]
+def test_without_updates_training_is_the_same_and_statistics_stay(interface, kind):
+    found = results(kind)
+    gradients, (y, new) = found[interface, kind, "no update"]
+    want_gradients, (want, moved) = found[interface, kind, "train"]
     assert_close((gradients, y), (want_gradients, want))
-    _, (_, start) = results[interface, kind, "evaluate"]
+    _, (_, start) = found[interface, kind, "evaluate"]
     chex.assert_trees_all_equal(new, start)
     assert any((moved[k] != new[k]).any() for k in new)
 
 
 @OF_EACH
-def test_a_frozen_layer_evaluates_in_training(results, interface, kind):
-    want_gradients, want = results[interface, kind, "evaluate"]
-    affine, frozen = (results[interface, kind, m] for m in ("affine", "frozen"))
+def test_a_frozen_layer_evaluates_in_training(interface, kind):
+    found = results(kind)
+    want_gradients, want = found[interface, kind, "evaluate"]
+    affine, frozen = (found[interface, kind, m] for m in ("affine", "frozen"))
     assert_close(affine, (want_gradients, want))
     (params, x), got = frozen
     assert_close((x, got), (want_gradients[1], want))
@@ -173,7 +182,7 @@ def test_a_frozen_layer_is_that_of_torch():
 def reductions(frozen):
     """The sums over rows in the compiled layer with its derivatives."""
     layer = jaxbn.linen.BatchNorm(frozen=frozen, use_running_average=False)
-    variables = layer.init(KEY, X)
+    variables = jax.jit(layer.init)(KEY, X)
 
     def step(params, x, cotangent):
         def run(params, x):

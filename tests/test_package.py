@@ -23,8 +23,8 @@ PACKAGE = ROOT / "jaxbn"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 experiments = sorted((ROOT / "experiments").rglob("*.py"))
 FUNCTIONS = {
-    "batch_norm", "batch_norm_inference", "implementations", "init_state", "merge",
-    "moments", "normalize", "recompute_policy", "update",
+    "batch_norm", "batch_norm_inference", "implementations", "init_state",
+    "keep_freed_memory", "merge", "moments", "normalize", "recompute_policy", "update",
 }  # fmt: skip
 TYPES = {"BatchNormState", "Moments"}
 COLLECTIVES = {

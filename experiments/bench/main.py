@@ -13,24 +13,15 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.bench.compilers import devices as accelerators
-from experiments.common import environment, files
+from experiments.common import environment, files, memory
 from experiments.common.errors import writing
 from experiments.common.options import Positive, check_limits
 
-# The C library otherwise returns large buffers to the kernel after every call, and
-# all frameworks spend up to half their time on page faults. Threads other than the
-# first take buffers from arenas that cannot hold large ones: hence one arena.
-_ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-_TIMED = ("layer", "step", "fold", "scale")
-# Variables that must be set before a benchmark starts.
+# Variables that must be set before a benchmark starts. Threads of one library that spin
+# after their work would take the cores of the next.
+_TIMED = {"OMP_WAIT_POLICY": "PASSIVE"}
 _ENVIRONMENT = {
-    **dict.fromkeys(_TIMED, _ALLOCATOR),
+    **{what: _TIMED for what in ("layer", "step", "fold", "scale")},
     "compiled": accelerators.ENVIRONMENT,
 }
 
@@ -69,21 +60,15 @@ def main(config: BenchConfig) -> int:
     check_limits(config)
     files.make_folder(config.out)
     wanted = _ENVIRONMENT.get(config.what, {})
-    if not _has(wanted):
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
     module = importlib.import_module(f"experiments.bench.{config.what}")
     record, table = module.measure(config)
     record["environment"] = environment.describe()
-    record["allocator"] = (
-        "tuned: large buffers are reused" if _has(_ALLOCATOR) else "default"
-    )
+    record["freed memory"] = "kept" if memory.kept() else "returned"
     print(table)
     with writing(config.out):
         files.write_json(config.out / f"{config.what}.json", record)
     print(f"\nnumbers: {config.out / config.what}.json")
     return 0
-
-
-def _has(variables: dict[str, str]) -> bool:
-    return all(os.environ.get(name) == value for name, value in variables.items())

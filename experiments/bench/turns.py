@@ -1,4 +1,4 @@
-"""Times of several functions that run in turns, in both orders."""
+"""Times of several functions that run in turns, in random order."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 LEAST, MOST = 5, 25
+# Seconds between two: threads that one library leaves waiting go to sleep meanwhile.
+_PAUSE = 0.02
 
 
 def in_turns(
@@ -13,9 +15,10 @@ def in_turns(
 ) -> dict[str, dict[str, float]]:
     """Median and quartiles of every function, in milliseconds.
 
-    Rounds are repeated for about `seconds`, at least 5 and at most 25 times; in every
-    second one the order is reversed, so that no function always follows the same one.
+    Rounds are repeated for about `seconds`, at least 5 and at most 25 times, each in a
+    random order, so that no function always follows the same one.
     """
+    generator = np.random.default_rng(0)
     for run in functions.values():
         run()  # compiles
         run()
@@ -24,7 +27,8 @@ def in_turns(
     for number in range(MOST):
         if number >= LEAST and time.perf_counter() - began > seconds:
             break
-        for name in list(functions)[:: 1 if number % 2 else -1]:
+        for name in generator.permutation(list(functions)):
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             functions[name]()
             times[name].append(1e3 * (time.perf_counter() - start))

@@ -2,8 +2,10 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 from experiments.claims.lab.experiment import Experiment
+from experiments.claims.lab.rules import module_of, sha256
 from experiments.common.errors import UserError
 
 
@@ -26,3 +28,8 @@ def chosen(names: tuple[str, ...]) -> list[Experiment]:
             "For example: python -m experiments run convergence."
         )
     return [known[name] for name in known if name in wanted]
+
+
+def rules_of(wanted: Iterable[Experiment]) -> str:
+    """Returns the SHA-256 of `claims.toml` and the files of experiments."""
+    return sha256(*(module_of(one.measure) for one in wanted))

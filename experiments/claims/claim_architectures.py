@@ -7,52 +7,63 @@ Measured: MNIST-1D, a perceptron, a convolutional net and an LSTM, each with gra
 descent, momentum, Adam and RMSProp, with and without normalization, each at its best of
 three learning rates on the validation rows.
 
-Refuted if: in the worst of the twelve combinations (by its mean) normalization costs
-more than two points of test accuracy.
+Refuted if: in any of the twelve combinations normalization costs more than two points
+of test accuracy. All twelve must be shown not to, each at the full level (an
+intersection-union test), so no combination is picked after the fact.
 
 Command: python -m experiments run architectures --preset quick
-Runtime: quick about 150 s on two busy cores (standard: twice that).
+Runtime: quick about 500 s of one core.
 """
 
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
 from experiments.claims.lab.engine import Plan, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import conv, mlp
 from experiments.claims.lab.plan import Net
 from experiments.claims.lab.recurrent import normalized_lstm, plain_lstm
 from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 KINDS = ("perceptron", "convolutional", "recurrent")
 ARMS = tuple(f"{norm} {kind}" for kind in KINDS for norm in ("none", "bn"))
 OPTIMIZERS = ("sgd", "momentum", "adam", "rmsprop")
 RATES = {
-    "sgd": (0.1, 0.3, 1.0),
-    "momentum": (0.02, 0.1, 0.3),
-    "adam": (0.001, 0.005, 0.02),
-    "rmsprop": (0.001, 0.005, 0.02),
+    "sgd": (0.3, 1.0, 3.0),
+    "momentum": (0.03, 0.1, 0.3),
+    "adam": (0.003, 0.01, 0.03),
+    "rmsprop": (0.003, 0.01, 0.03),
 }
+RECURRENT = {
+    "sgd": (1.0, 3.0, 10.0),
+    "momentum": (0.1, 0.3, 1.0),
+    "adam": (0.03, 0.1, 0.3),
+    "rmsprop": (0.03, 0.1, 0.3),
+}
+STEPS = {"perceptron": 800, "convolutional": 500, "recurrent": 600}
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one net with every optimizer, all in one program."""
     norm, kind = arm.split()
+    rates = RECURRENT if kind == "recurrent" else RATES
     cells = [
         {"optimizer": n, "lr": lr}
         for n, name in enumerate(OPTIMIZERS)
-        for lr in setting.pick(RATES[name][1:2], RATES[name])
+        for lr in setting.pick(rates[name][1:2], rates[name])
     ]
     plan = Plan(
         net(norm, kind),
         splits.mnist1d(starts=setting.starts, seed=setting.seed),
         cells=cells,
-        steps=setting.pick(20, 500 if kind == "perceptron" else 300),
+        steps=setting.pick(20, STEPS[kind]),
         batch=50 if kind == "recurrent" else 100,
         evals=1,
         seed=setting.seed,
         optimizer=OPTIMIZERS,
+        cooled=True,
     )
     return rows_of(train(plan), arm)
 
@@ -62,8 +73,8 @@ def net(norm: str, kind: str) -> Net:
     if kind == "recurrent":
         return normalized_lstm() if norm == "bn" else plain_lstm()
     if kind == "convolutional":
-        return conv(norms.NORMS[norm](), shape=(40,), channels=(25, 25, 25))
-    return mlp(norms.NORMS[norm](), inputs=40, widths=(64, 64))
+        return conv(norms.NORMS[norm](), channels=(16, 16, 16))
+    return mlp(norms.NORMS[norm](), widths=(64, 64))
 
 
 def gains(table: Table) -> dict[str, np.ndarray]:
@@ -73,11 +84,6 @@ def gains(table: Table) -> dict[str, np.ndarray]:
         for kind in KINDS
         for n, name in enumerate(OPTIMIZERS)
     }
-
-
-def worst(table: Table) -> np.ndarray:
-    """Returns what it adds in the combination where it adds least on average."""
-    return min(gains(table).values(), key=np.mean)
 
 
 def draw(figure, table: Table) -> None:
@@ -94,23 +100,11 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        Rule(
-            claim="C21",
-            text="It works with all architectures and optimizers",
-            effect="test accuracy with minus without, worst of 12 combinations",
-            least=-0.02,
-            scale=0.05,
-            values=worst,
-            literature="qualified",
-        ),
+        Rule("C21", lambda t: np.stack(list(gains(t).values()))),
         *(
             Rule(
-                claim="C21",
-                text=f"It helps the {kind} net",
-                effect="test accuracy with minus without, mean over four optimizers",
-                least=0.01,
-                scale=0.05,
-                values=lambda t, kind=kind: np.mean(
+                f"C21.{kind}",
+                lambda t, kind=kind: np.mean(
                     [v for name, v in gains(t).items() if name.startswith(kind)], 0
                 ),
             )

@@ -3,24 +3,25 @@
 Source: Ioffe and Szegedy, 2015, algorithm 2; Wu and Johnson, Rethinking "Batch" in
 BatchNorm, 2021 (running averages are a weak estimate); fvcore's update_bn_stats.
 
-Measured: digits, three hidden ReLU layers, test accuracy after 10 to 320 steps with
+Measured: MNIST-1D, three hidden ReLU layers, test accuracy after 20 to 320 steps with
 running averages of momentum 0.99 that start at 0 and 1 (Flax, Keras, PyTorch), the same
 without their bias to that start (jaxbn's default), momentum 0.9, exact statistics of
 the training rows (`jaxbn.deploy.recalibrate`), and the batch's own.
 
-Refuted if: after 40 steps plain running averages are less than two points worse than
+Refuted if: after 80 steps plain running averages are less than two points worse than
 the batch's own statistics.
 
 Command: python -m experiments run inference-statistics --preset quick
-Runtime: quick about 30 s on two busy cores (standard: twice that).
+Runtime: quick about 50 s of one core.
 """
 
 from experiments.claims.lab import norms, splits
 from experiments.claims.lab.engine import Plan, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import mlp
 from experiments.claims.lab.population import exact_accuracy
 from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 NORMS = {
@@ -35,16 +36,16 @@ ESTIMATES = {
     "bn exact": ("0.99", "exact_accuracy"),
     "none: the batch's own": ("0.99", "batch_accuracy"),
 }
-EARLY = 40
+EARLY = 80
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains for several lengths and evaluates in every way."""
     found = []
-    for steps in setting.pick((EARLY,), (10, EARLY, 320)):
+    for steps in setting.pick((EARLY,), (20, EARLY, 320)):
         plan = Plan(
             mlp(NORMS[arm]),
-            splits.digits(starts=setting.starts, seed=setting.seed),
+            splits.mnist1d(starts=setting.starts, seed=setting.seed),
             cells=[{"lr": 0.1, "steps": steps}],
             steps=steps,
             batch=64,
@@ -88,15 +89,9 @@ def draw(figure, table: Table) -> None:
     axes.legend()
 
 
-def _rule(text: str, good: str, poor: str, **options) -> Rule:
-    return Rule(
-        claim="C14",
-        text=text,
-        effect=f"accuracy after {EARLY} steps, {good.split(' ', 1)[1]} minus "
-        f"{poor.split(' ', 1)[1]}",
-        values=lambda t: value(t, good) - value(t, poor),
-        **{"least": 0.02, "scale": 0.05, **options},
-    )
+def better(good: str, poor: str):
+    """Returns the rule's number: how much better an estimate is early on."""
+    return lambda t: value(t, good) - value(t, poor)
 
 
 EXPERIMENT = Experiment(
@@ -106,19 +101,9 @@ EXPERIMENT = Experiment(
     arms=tuple(NORMS),
     measure=measure,
     rules=(
-        _rule(
-            "Inference differs: running averages lag behind",
-            *("none: the batch's own", "bn 0.99 plain"),
-            literature="supported",
-        ),
-        _rule(
-            "Without the bias to their start they are better",
-            *("bn 0.99 without bias", "bn 0.99 plain"),
-        ),
-        _rule(
-            "Exact statistics are better still",
-            *("bn exact", "bn 0.99 without bias"),
-        ),
+        Rule("C14b", better("none: the batch's own", "bn 0.99 plain")),
+        Rule("C14b.bias", better("bn 0.99 without bias", "bn 0.99 plain")),
+        Rule("C14b.exact", better("bn exact", "bn 0.99 without bias")),
     ),
     draw=draw,
     alt="Accuracy against steps of training for five ways to estimate statistics.",

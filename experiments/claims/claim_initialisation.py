@@ -3,59 +3,69 @@
 Source: Ioffe and Szegedy, 2015, section 3.3; Cooijmans et al., Recurrent batch
 normalization, 2016, for the other side: the start of gamma becomes what matters.
 
-Measured: on the digits, three hidden ReLU layers whose He weights are multiplied by
-0.01 to 100; momentum 0.9, three learning rates of which each arm and factor has its
-best. A factor works if at least 85 % of the test rows are right. Beside it: gamma from
-0.01 to 10 with ordinary weights.
+Measured: on MNIST-1D, three hidden ReLU layers whose He weights are multiplied by
+0.001 to 100; momentum 0.9, five learning rates of which each arm and factor has its
+best. A factor works if at least 40 % of the test rows are right; where the accuracy
+crosses that line is read between the factors. Beside it: gamma from 0.01 to 10 with
+ordinary weights.
 
 Refuted if: batch normalization adds less than one decade of factors that work.
 
 Command: python -m experiments run initialisation --preset quick
-Runtime: quick about 60 s on two busy cores (standard: twice that).
+Runtime: quick about 310 s of one core.
 """
 
 import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
 from experiments.claims.lab.engine import Plan, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import mlp
+from experiments.claims.lab.readouts import good_range
 from experiments.claims.lab.rows import Row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "ln", "bn gamma")
-DECADES = tuple(10.0**e for e in np.arange(-2, 2.01, 0.5))
-RATES = (0.01, 0.1, 1.0)
-LEVEL = 0.85
+DECADES = tuple(10.0**e for e in np.arange(-3, 2.01, 0.5))
+RATES = (3e-4, 0.003, 0.03, 0.1, 0.3)
+LEVEL = 0.4
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
     """Trains one net from every start."""
     number = "scale" if arm == "bn gamma" else "gain"
-    factors = DECADES[2:-1] if arm == "bn gamma" else DECADES
+    factors = DECADES[2:-2] if arm == "bn gamma" else DECADES
     cells = [
         {number: round(factor, 6), "lr": lr}
         for factor in setting.pick(factors[::2], factors)
-        for lr in setting.pick(RATES[1:2], RATES)
+        for lr in setting.pick(RATES[2:3], RATES)
     ]
     plan = Plan(
         mlp(norms.NORMS[arm.split()[0]]()),
-        splits.digits(starts=setting.starts, seed=setting.seed),
+        splits.mnist1d(starts=setting.starts, seed=setting.seed),
         cells=cells,
-        steps=setting.pick(40, 300),
+        steps=setting.pick(40, 400),
         batch=64,
-        evals=setting.pick(2, 3),
+        evals=2,
         seed=setting.seed,
         optimizer="momentum",
     )
     return rows_of(train(plan), arm)
 
 
-def decades(table: Table, arm: str, over: str = "gain") -> np.ndarray:
-    """Returns how many decades of factors work in every start."""
-    found = table.over(arm, over)
-    step = float(np.diff(np.log10(list(found)))[0])
-    return step * np.sum([values >= LEVEL for values in found.values()], 0)
+def decades(table: Table, arm: str) -> np.ndarray:
+    """Returns how many decades of factors work in every start, at most the grid."""
+    found = table.over(arm, "gain")
+    values, grid = np.stack(list(found.values())), np.log10(list(found))
+    low, high = good_range(grid, values, values.max(0) - LEVEL)
+    low, high = np.where(np.isnan(low), grid[0], low), np.nan_to_num(high, nan=grid[-1])
+    return np.where(values.max(0) >= LEVEL, high - low, 0)
+
+
+def more(other: str):
+    """Returns the rule's number: decades with batch normalization minus another's."""
+    return lambda t: decades(t, "bn") - decades(t, other)
 
 
 def draw(figure, table: Table) -> None:
@@ -76,28 +86,13 @@ def draw(figure, table: Table) -> None:
     left.set_ylabel("test accuracy, best rate")
 
 
-def _rule(other: str, text: str, literature: str = "") -> Rule:
-    return Rule(
-        claim="C03",
-        text=text,
-        effect=f"decades of initial weights that train, bn minus {other}",
-        least=1.0,
-        scale=1.0,
-        values=lambda t: decades(t, "bn") - decades(t, other),
-        literature=literature,
-    )
-
-
 EXPERIMENT = Experiment(
     number="E03",
     name="initialisation",
     title="Less sensitive to initial weights",
     arms=ARMS,
     measure=measure,
-    rules=(
-        _rule("none", "The scale of initial weights matters less", "supported"),
-        _rule("ln", "It matters less than with layer normalization"),
-    ),
+    rules=(Rule("C03", more("none")), Rule("C03.layer", more("ln"))),
     draw=draw,
     alt="Test accuracy against the scale of the initial weights and of gamma.",
 )

@@ -4,17 +4,18 @@ Source: De and Smith, Batch normalization biases residual blocks towards the ide
 function, 2020: the branch of block l starts about l times smaller (in variance) than
 the skip, and a learned factor that starts at zero (SkipInit) does the same.
 
-Measured: residual nets of width 32 with He weights, on the digits, 4 and 32 blocks:
-plain, with batch normalization and with SkipInit, best of five learning rates; and the
-variance of each branch over that of its skip before training, 64 blocks.
+Measured: residual nets of width 32 with He weights, on MNIST-1D, 4 and 32 blocks:
+plain, with batch normalization and with SkipInit, best of four learning rates; and the
+variance of each branch over that of its skip before training, 64 blocks. A plain net of
+32 blocks does not train at any rate, so it shows nothing but its start; what decides is
+the advantage over SkipInit, which shares that start.
 
-Refuted if: the advantage with 32 blocks is not five points larger than with 4.
+Refuted if: the advantage over SkipInit with 32 blocks is not two points larger than
+with 4.
 
 Command: python -m experiments run residual --preset quick
-Runtime: quick about 100 s on two busy cores (standard: twice that).
+Runtime: quick about 230 s of one core.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ import numpy as np
 
 from experiments.claims.lab import figures, norms, splits
 from experiments.claims.lab.engine import ONCE, Plan, each, train
-from experiments.claims.lab.experiment import Experiment, Rule, Setting
+from experiments.claims.lab.experiment import Experiment, Setting
 from experiments.claims.lab.nets import residual
 from experiments.claims.lab.plan import Context, Net
 from experiments.claims.lab.rows import Row, row, rows_of
+from experiments.claims.lab.rules import Rule
 from experiments.claims.lab.table import Table
 
 ARMS = ("none", "bn", "skip init", "none start", "bn start")
@@ -40,14 +42,14 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     for blocks in (SHALLOW, DEEP):
         plan = Plan(
             net_of(arm, blocks),
-            splits.digits(starts=setting.starts, seed=setting.seed),
+            splits.mnist1d(starts=setting.starts, seed=setting.seed),
             cells=[
                 {"blocks": blocks, "lr": lr}
-                for lr in setting.pick((0.03,), (0.0001, 0.001, 0.01, 0.03, 0.1))
+                for lr in setting.pick((0.03,), (0.01, 0.03, 0.1, 0.3))
             ],
-            steps=setting.pick(20, 300),
+            steps=setting.pick(20, 500),
             batch=64,
-            evals=setting.pick(1, 3),
+            evals=setting.pick(1, 2),
             seed=setting.seed,
             optimizer="momentum",
         )
@@ -67,7 +69,7 @@ def at_start(arm: str, setting: Setting) -> list[Row]:
 
     def ratios(key, _):
         params, state = net.init(key, {})
-        x = jax.random.normal(key, (256, 64))
+        x = jax.random.normal(key, (256, 40))
         return net.apply(params, state, x, Context(True, key, {}))[2]
 
     keys = jax.random.split(jax.random.key(setting.seed), setting.starts)
@@ -78,6 +80,16 @@ def at_start(arm: str, setting: Setting) -> list[Row]:
         row(arm, start, {}, {"slope": slopes[start]}, {"ratio": found[start, 0]})
         for start in range(setting.starts)
     ]
+
+
+def deeper(other: str):
+    """Returns the rule's number: the advantage with 32 blocks minus with 4."""
+
+    def values(table: Table) -> np.ndarray:
+        deep, shallow = (table.gain("bn", other, blocks=n) for n in (DEEP, SHALLOW))
+        return deep - shallow
+
+    return values
 
 
 def draw(figure, table: Table) -> None:
@@ -96,9 +108,6 @@ def draw(figure, table: Table) -> None:
     right.set_ylabel("variance of branch / skip")
 
 
-_rule = partial(Rule, scale=0.1)
-
-
 EXPERIMENT = Experiment(
     number="E19",
     name="residual",
@@ -106,30 +115,10 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     measure=measure,
     rules=(
-        _rule(
-            "C20b",
-            "Deep networks profit most",
-            "advantage in test accuracy with 32 blocks minus with 4",
-            0.05,
-            values=lambda t: (
-                t.gain("bn", "none", blocks=DEEP) - t.gain("bn", "none", blocks=SHALLOW)
-            ),
-            literature="supported",
-        ),
-        _rule(
-            "C20b",
-            "Batch normalization beats starting branches at zero",
-            "test accuracy with 32 blocks, bn minus skip init",
-            0.01,
-            values=lambda t: t.gain("bn", "skip init", blocks=DEEP),
-        ),
-        _rule(
-            "C20b",
-            "Normalized branches start ever smaller",
-            "minus the log-log slope of branch over skip against the block",
-            0.8,
-            values=lambda t: -t.values("bn start", "slope"),
-        ),
+        Rule("C20b", deeper("skip init")),
+        Rule("C20b.plain", deeper("none")),
+        Rule("C20b.skip-init", lambda t: t.gain("bn", "skip init", blocks=DEEP)),
+        Rule("C20b.branches", lambda t: -t.values("bn start", "slope")),
     ),
     draw=draw,
     alt="Test accuracy with 4 and 32 blocks; size of branches before training.",

@@ -1,4 +1,4 @@
-"""Makes one page of a run: `report.html`, and every figure as SVG and PNG.
+"""Makes one page of a run, a summary in Markdown, and figures as SVG and PNG.
 
 Run: python -m experiments report runs/claims
 """
@@ -13,14 +13,14 @@ from typing import Any
 import tyro
 
 from experiments.claims import chosen
-from experiments.claims.lab import figures, forest, page
+from experiments.claims.lab import figures, forest, page, schema, store
 from experiments.claims.lab.experiment import Experiment
 from experiments.claims.lab.table import Table
 from experiments.claims.verify import FAILED, verify
 from experiments.common import files
-from experiments.common.errors import writing
+from experiments.common.errors import UserError, writing
 
-_FILES = (
+FILES = (
     "config.json",
     "environment.json",
     "effects.json",
@@ -35,6 +35,8 @@ class ReportConfig:
 
     directory: tyro.conf.Positional[Path] = Path("runs/claims")
     """The `--out` of a run."""
+    readme: Path | None = None
+    """Markdown file whose table after `<!-- claims of DIR -->` is written anew."""
 
 
 def main(config: ReportConfig) -> int:
@@ -44,30 +46,61 @@ def main(config: ReportConfig) -> int:
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         return FAILED
-    loaded = {name: json.loads((out / name).read_text()) for name in _FILES}
+    loaded = {name: json.loads((out / name).read_text()) for name in FILES}
     wanted = chosen(tuple(loaded["config.json"]["names"]))
-    drawn = _draw(out, wanted, loaded["verdicts.json"]["verdicts"])
+    drawn = _draw(out, wanted, loaded["effects.json"]["effects"])
     target = out / "report.html"
     files.write_bytes(target, page.page(wanted, drawn, loaded).encode())
+    files.write_bytes(out / "README.md", page.summary(loaded).encode())
+    if config.readme is not None:
+        _update(config.readme, out, page.table(loaded["verdicts.json"]["verdicts"]))
     print(target)
     return 0
 
 
-def _draw(out: Path, wanted: list[Experiment], verdicts: list[dict]) -> dict[str, str]:
+def _update(readme: Path, out: Path, table: str) -> None:
+    """Replaces the table in `readme` that is of `out`."""
+    begin = f"<!-- claims of {out.as_posix()} -->\n"
+    before, found, after = readme.read_text(encoding="utf-8").partition(begin)
+    if not found:
+        raise UserError(
+            f"`--readme` must have the line {begin.strip()}, got '{readme}' without "
+            "it. Put it there, and another comment after the table."
+        )
+    after = after[after.index("<!--") :] if "<!--" in after else after
+    files.write_bytes(readme, f"{before}{begin}{table}\n{after}".encode())
+
+
+def _draw(out: Path, wanted: list[Experiment], effects: list[dict]) -> dict[str, str]:
     """Draws every figure into `out/figures`; returns them for the page."""
     rows: dict[str, list] = {}
-    for line in (out / "runs.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in schema.load(out / store.ROWS):
         rows.setdefault(row["experiment"], []).append(row)
-    draws: dict[str, Any] = {
-        one.name: lambda figure, one=one: one.draw(figure, Table(rows[one.name]))
-        for one in wanted
-        if one.name in rows
-    }
-    inline = {name: _save(out, name, draw, salt=name) for name, draw in draws.items()}
-    draw = functools.partial(forest.draw, verdicts=verdicts)
-    size = (9.0, forest.height(verdicts))
-    return {"forest": _save(out, "forest", draw, salt="forest", size=size), **inline}
+
+    def draw(figure: Any, one: Experiment) -> None:
+        one.draw(figure, Table(rows[one.name]))
+
+    claims = [row for row in effects if row["name"] == row["claim"]]
+    found = {"forest": _forest(out, "forest", claims, starts=False)}
+    for one in wanted:
+        if one.name in rows:
+            drawn = functools.partial(draw, one=one)
+            found[one.name] = _save(out, one.name, drawn, salt=one.name)
+            own = [row for row in effects if row["experiment"] == one.name]
+            if any(row["kind"] != "exact" for row in own):
+                found[f"{one.name} starts"] = _forest(out, f"{one.name}-starts", own)
+    return found
+
+
+def _forest(out: Path, name: str, effects: list[dict], *, starts: bool = True) -> str:
+    """Draws decisions, but of identities, with their starts or without."""
+    rows = [
+        row if starts else row | {"values": ()}
+        for row in effects
+        if row["kind"] != "exact"
+    ]
+    draw = functools.partial(forest.draw, rows=rows)
+    return _save(out, name, draw, salt=name, size=(5.0, forest.height(rows)))
 
 
 def _save(out: Path, name: str, draw: Any, **options: Any) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import tyro
 
-from experiments.claims import chosen
+from experiments.claims import chosen, rules_of
 from experiments.claims.lab import schema, store
-from experiments.claims.lab.experiment import Experiment, Setting
+from experiments.claims.lab.experiment import Experiment, blocks
 from experiments.common import checksums, records
 from experiments.common.errors import UserError
 
@@ -67,7 +67,9 @@ def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
         return problems
     config = loaded["config.json"]
     wanted = chosen(tuple(config["names"]))
-    lines = loaded["runs.jsonl"]
+    if config["rules"] != rules_of(wanted):
+        return ["config.json: claims.toml or a claim file has changed since the run"]
+    lines = loaded[store.ROWS]
     rows: dict[str, list] = {}
     for line in lines:
         rows.setdefault(line["experiment"], []).append(line)
@@ -79,18 +81,21 @@ def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
     ]
     if problems:
         return problems
-    loaded["summary.csv"] = _cells(loaded["summary.csv"])
     try:
         effects, verdicts = store.conclude(wanted, rows, config)
+        left = () if unfinished else _undecided(wanted, rows, config)
     except (LookupError, TypeError, ValueError) as error:
-        return [f"runs.jsonl: no verdicts follow from it: {error!r:.200}"]
+        return [f"{store.ROWS}: no verdicts follow from it: {error!r:.200}"]
+    if left:
+        return [f"{name}: is undecided and lacks its next starts" for name in left]
+    loaded["summary.csv"] = _cells(loaded["summary.csv"])
     again = {
         "summary.csv": _cells(store.summary(lines)),
         "effects.json": effects,
         "verdicts.json": verdicts,
     }
     return [
-        f"{name}: does not follow from runs.jsonl"
+        f"{name}: does not follow from {store.ROWS}"
         for name, content in again.items()
         if not same(loaded[name], content)
     ]
@@ -120,9 +125,22 @@ def _number(cell: str) -> float | str:
         return cell
 
 
+def _undecided(wanted: list[Experiment], rows: dict, config: dict) -> list[str]:
+    """The experiments that lack a look although one of their claims is undecided."""
+    most = store.starts_of(config) * blocks(config["preset"])[-1]
+    return [
+        one.name
+        for one in store.open_experiments(wanted, rows, config)
+        if len({row["start"] for row in rows[one.name]}) < most
+    ]
+
+
 def _missing(experiment: Experiment, rows: dict, config: dict) -> list[str]:
-    own = rows.get(experiment.name, [])
-    starts = Setting(config["preset"], config["seed"]).starts
+    """What is missing of whole looks, the same for every arm."""
+    own, block = rows.get(experiment.name, []), store.starts_of(config)
+    looks = [block * end for end in blocks(config["preset"])]
+    most = 1 + max((row["start"] for row in own), default=-1)
+    starts = most if most in looks else looks[0]
     found = []
     for arm in experiment.arms:
         mine = [row for row in own if row["arm"] == arm]

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,24 +57,15 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 8, 8) / 16, np.asarray(labels, np.int32)
 
 
-def generated(**options: Any) -> dict[str, np.ndarray]:
-    """Returns what MNIST-1D's generator makes, of its own options but for these."""
+def _mnist1d() -> tuple[np.ndarray, np.ndarray]:
     module = importlib.import_module("mnist1d.data")
     # The package seeds the global generators, so they are put back afterwards.
     before = random.getstate(), np.random.get_state()
     try:
-        if not options:
-            return module.make_dataset()
-        arguments = module.get_dataset_args()
-        vars(arguments).update(options)
-        return module.make_dataset(arguments)
+        made = module.make_dataset()
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-
-
-def _mnist1d() -> tuple[np.ndarray, np.ndarray]:
-    made = generated()
     inputs = np.concatenate([made["x"], made["x_test"]])
     labels = np.concatenate([made["y"], made["y_test"]])
     return inputs, labels.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Says what a run was made with: versions, devices, commit; no host name, no path."""
+"""Says what a run was made with: processor, versions, commit; no host name, no path."""
 
 import functools
 import hashlib
@@ -27,6 +27,7 @@ _PACKAGES = (
     "scikit-learn",
     "mnist1d",
 )
+_VECTOR = ("amx", "asimd", "avx", "f16c", "fma", "sse", "ssse", "sve")
 
 
 def describe() -> dict:
@@ -35,7 +36,11 @@ def describe() -> dict:
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
+        **_processor(Path("/proc/cpuinfo")),
         "cpu_count": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "implementation": os.environ.get("JAXBN_IMPLEMENTATION"),
+        "implementations": jaxbn.implementations(),
         "jaxbn": jaxbn.__version__,
         "packages": {name: version(name) for name in _PACKAGES},
         "backend": jax.default_backend(),
@@ -43,6 +48,7 @@ def describe() -> dict:
         "devices": [device.device_kind for device in jax.devices()],
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "x64": jax.config.values["jax_enable_x64"],
+        "sources": sources("jaxbn", "experiments"),
         "git": _git(),
     }
 
@@ -66,12 +72,22 @@ def begin(out: Path, options: dict) -> None:
             raise
 
 
+def differences(path: Path) -> list[str]:
+    """Returns the names in which `path` differs from this environment, sorted.
+
+    A commit may: of what it holds, only the sources of the packages compute.
+    """
+    try:
+        found, here = records.read(path, dict[str, Any]), describe()
+    except records.DamagedError:
+        return [path.name]
+    names = (found.keys() | here.keys()) - {"git"}
+    return sorted(name for name in names if found.get(name) != here.get(name))
+
+
 def is_that_of(path: Path) -> bool:
     """Tells whether `path` holds the description of this environment."""
-    try:
-        return records.read(path, dict[str, Any]) == describe()
-    except records.DamagedError:
-        return False
+    return not differences(path)
 
 
 @functools.cache
@@ -92,6 +108,24 @@ def version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _processor(path: Path) -> dict:
+    """Model and vector instructions: the same program computes other bits with others.
+
+    Of Linux; elsewhere what Python knows, and no instructions.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        lines = []
+    pairs = (line.partition(":") for line in reversed(lines))
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = found.get("flags", found.get("Features", "")).split()
+    return {
+        "processor": found.get("model name") or platform.processor() or None,
+        "instructions": sorted(flag for flag in flags if flag.startswith(_VECTOR)),
+    }
 
 
 def _git() -> dict | None:

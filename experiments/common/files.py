@@ -1,6 +1,7 @@
 """Writes files that are either the old ones or the new ones, never half of each."""
 
 import contextlib
+import gzip
 import json
 import os
 import tempfile
@@ -60,9 +61,13 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
-    """Replaces `path` by one JSON object a line."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    write_bytes(path, text.encode())
+    """Replaces `path` by one JSON object a line, compressed if it ends in ".gz".
+
+    Without a name or time in it, so that the same rows are the same bytes.
+    """
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    packed = path.suffix == ".gz"
+    write_bytes(path, gzip.compress(text, mtime=0) if packed else text)
 
 
 def check_new(out: Path) -> None:

@@ -1,6 +1,7 @@
 """Reads the JSON files of a run, and believes only what has the expected form."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,9 +11,10 @@ import msgspec
 from experiments.common.errors import UserError, first_line
 
 T = TypeVar("T")
+_GZIP, _LARGEST = 31, 2**30  # 31: one stream with the header and checksum of gzip
 
-# Not JSON, not UTF-8, not of the expected types, nested too deep.
-_DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
+# Not JSON, not UTF-8, not of the expected types, nested too deep, not what was packed.
+_DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError, zlib.error)
 
 
 class DamagedError(UserError):
@@ -48,6 +50,8 @@ def converted(value: Any, kind: type[T], *, name: str) -> T:
 def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
     """Returns the rows of a JSONL file up to the first one that is damaged.
 
+    The file may be compressed: then its name ends in ".gz".
+
     Returns:
         The rows, and what is wrong with the one after them. That is nothing if there
         is none, or only the beginning of one: the writer was killed.
@@ -57,13 +61,24 @@ def lines(path: Path, kind: type[T]) -> tuple[list[T], str]:
     """
     rows: list[T] = []
     with _whole(path):
-        *whole, _ = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = _unpacked(content)
+        *whole, _ = content.split(b"\n")
     for number, line in enumerate(whole, 1):
         try:
             rows.append(msgspec.json.decode(line, type=kind))
         except _DAMAGED as error:
             return rows, f"line {number}: {first_line(error)}"
     return rows, ""
+
+
+def _unpacked(packed: bytes) -> bytes:
+    stream = zlib.decompressobj(_GZIP)
+    content = stream.decompress(packed, _LARGEST)
+    if not stream.eof or stream.unused_data:
+        raise ValueError("not one whole gzip stream of at most a gibibyte")
+    return content
 
 
 @contextlib.contextmanager

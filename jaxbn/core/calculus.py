@@ -45,7 +45,7 @@ def _total(terms):
 
 
 def _saved(x):
-    """`x` as the backward pass finds it.
+    """`x`, or several arrays, as the backward pass finds them.
 
     Without the barrier XLA shares conversions of `x` between the two passes and keeps
     them in float32 instead of `x`: a sixth more memory for a ResNet-50 in bfloat16.
@@ -250,14 +250,12 @@ def _gate_jvp(primals, tangents, *, implementation, **params):
     return out, [_total(terms)] if terms else zeros(out)
 
 
-def _gate_transpose(cotangents, dy, x, *inputs, **params):
+def _gate_transpose(cotangents, dy, x, *vectors_and_residual, **params):
     # A factor for each element is its own transpose.
     assert ad.is_undefined_primal(dy)
-    return [
-        *gate(*cotangents, _saved(x), *inputs, **params),
-        None,
-        *[None] * len(inputs),
-    ]
+    *vectors, residual = vectors_and_residual
+    x, residual = _saved((x, residual))
+    return [*gate(*cotangents, x, *vectors, residual, **params), *[None] * 5]
 
 
 # `sums` and `expand` with a gate, written without one: for derivatives. Where only the

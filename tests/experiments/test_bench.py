@@ -139,11 +139,15 @@ def test_the_plan_has_every_kind_of_case():
     assert len(bench_cases.plan(quick=True)) <= 20
 
 
-def test_turns_alternate_the_order():
+def test_turns_have_a_random_order(monkeypatch):
+    monkeypatch.setattr(bench_turns, "LEAST", 40)
+    monkeypatch.setattr(bench_turns, "MOST", 40)
+    monkeypatch.setattr(bench_turns, "_PAUSE", 0.0)
     order = []
     functions = {name: functools.partial(order.append, name) for name in "ab"}
-    bench_turns.in_turns(functions, seconds=0.0)
-    warm, timed = order[:4], order[4:]
+    bench_turns.in_turns(functions, seconds=1.0)
+    warm, timed = order[:4], "".join(order[4:])
     assert warm == list("aabb")
-    assert timed[:4] in (list("abba"), list("baab"))
-    assert len(timed) == 2 * bench_turns.LEAST
+    rounds = [timed[i : i + 2] for i in range(0, len(timed), 2)]
+    assert len(rounds) == 40 and set(rounds) == {"ab", "ba"}
+    assert any(timed[i : i + 3] == "aba" for i in range(78))

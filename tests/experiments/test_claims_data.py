@@ -1,19 +1,21 @@
 """The data of the claims: splits, IDX files, order of the batches."""
 
-import functools
+import dataclasses
 import gzip
 import random
 import struct
 import tracemalloc
 
+import jax
+import jax.numpy as jnp
 import mnist1d.data
 import numpy as np
 import pytest
 
-from experiments.claims.lab import splits
-from experiments.claims.lab.engine import Plan, batches, train
+from experiments.claims.lab import signals, splits
+from experiments.claims.lab.engine import Plan, advance, batches, begin, train
 from experiments.claims.lab.nets import mlp
-from experiments.claims.lab.norms import none
+from experiments.claims.lab.norms import batch, none
 from experiments.common import data, idx
 from experiments.common.errors import UserError
 
@@ -113,31 +115,97 @@ def test_damaged_compressed_data_are_refused(tmp_path):
     [
         ({"steps": 20, "evals": 6, "batch": 8}, "`steps` must be a positive multiple"),
         ({"steps": 0, "evals": 1, "batch": 8}, "`steps` must be a positive multiple"),
-        ({"steps": 6, "evals": 6, "batch": 9999}, "`batch` must be at most 1149"),
+        ({"steps": 6, "evals": 6, "batch": 9999}, "`batch` must be at most 300"),
     ],
 )
 def test_numbers_of_a_plan_must_fit(numbers, message):
-    found = splits.digits(starts=1, seed=0)
     with pytest.raises(ValueError, match=message):
-        train(Plan(mlp(none()), found, [{"lr": 0.1}], seed=3, **numbers))
+        train(Plan(mlp(none()), small(), [{"lr": 0.1}], seed=3, **numbers))
 
 
-def test_rows_of_a_start_do_not_overlap():
-    found = splits.digits(starts=3, seed=0)
-    for parts in zip(*found[2:], strict=True):
-        rows = np.concatenate(parts)
-        assert len(set(rows.tolist())) == len(rows) == 1797
+def small(*, starts=1, seed=0):
+    size = {"train": 300, "validation": 20, "test": 30}
+    return splits.mnist1d(starts=starts, seed=seed, **size)
+
+
+def test_every_start_and_every_seed_has_rows_of_its_own():
+    found = small(starts=3)
+    rows = np.concatenate([part.reshape(-1) for part in found[2:]])
+    assert len(set(rows.tolist())) == len(rows) == len(found.labels) == 1050
+    every = np.concatenate([found.inputs, small(starts=3, seed=1).inputs])
+    assert len({row.tobytes() for row in every}) == 2100
+    np.testing.assert_array_equal(np.bincount(found.labels), 105)
+
+
+def test_signals_are_those_of_the_package(monkeypatch):
+    rng, size = np.random.default_rng(3), 20
+    drawn = signals.Drawn(
+        rng.integers(36, 61, size),
+        rng.random(size),
+        rng.integers(48, size=size),
+        *rng.standard_normal((2, size, 72)),
+        rng.random(size),
+    )
+    chosen = signals.templates()[np.arange(size) % 10]
+    found = signals.transformed(chosen, drawn)
+    arguments = mnist1d.data.get_dataset_args()
+    times = mnist1d.data.get_templates()["t"]
+    for n in range(size):
+        numbers = iter([(drawn.padding[n] - 35.5) / 25, drawn.scale[n], drawn.shear[n]])
+        noises = iter([drawn.smooth[n], drawn.rough[n]])
+        monkeypatch.setattr(np.random, "rand", lambda it=numbers: next(it))
+        monkeypatch.setattr(np.random, "randn", lambda *shape, it=noises: next(it))
+        monkeypatch.setattr(np.random, "choice", lambda _, k=drawn.shift[n]: k)
+        expected, _ = mnist1d.data.transform(chosen[n], times, arguments)
+        np.testing.assert_allclose(found[n], expected, atol=1e-12)
 
 
 def test_every_pass_takes_every_row_once():
-    found = splits.digits(starts=2, seed=0)
-    plan = Plan(mlp(none()), found, [{"lr": 0.1}], steps=34, batch=64, evals=2, seed=3)
+    found = small(starts=2)
+    plan = Plan(mlp(none()), found, [{"lr": 0.1}], steps=18, batch=32, evals=2, seed=3)
     order = batches(plan)
-    assert order.shape == (2, 2, 17, 64)
-    first = order[0].reshape(-1)[: 17 * 64]
-    assert len(set(first.tolist())) == 17 * 64
+    assert order.shape == (2, 2, 9, 32)
+    first = order[0].reshape(-1)[: 9 * 32]
+    assert len(set(first.tolist())) == 9 * 32
     assert set(first.tolist()) <= set(found.train[0].tolist())
     np.testing.assert_array_equal(order, batches(plan))
+
+
+def test_early_steps_are_evaluated_one_by_one_and_change_nothing():
+    numbers = {"steps": 6, "batch": 32, "evals": 3, "seed": 3}
+    plan = Plan(mlp(none()), small(), [{"lr": 0.1}], **numbers)
+    late, early = train(plan), train(dataclasses.replace(plan, early=2))
+    assert early.steps.tolist() == [1, 2, 3, 4, 6] and late.steps.tolist() == [2, 4, 6]
+    losses = (one.series["validation_loss"][0, 0] for one in (early, late))
+    np.testing.assert_allclose(next(losses)[[1, 3, 4]], next(losses), rtol=1e-5)
+
+
+def stepped(norm, rows, *, lr=0.1, before=0, **options):
+    """The weights of the first layer after one step on `rows`, as the step `before`."""
+    numbers = {"steps": 4, "batch": 8, "evals": 1, "seed": 3, **options}
+    plan = Plan(mlp(norm, widths=(8,)), small(), [{"lr": lr}], **numbers)
+    state, given = begin(plan)
+    state = jax.tree.map(lambda x: x[0, 0], state)._replace(step=before)
+    given = given._replace(noise=given.noise[0], hyper={"lr": lr})
+    state, _ = advance(plan, state, given, jnp.asarray(rows)[None], 1)
+    return state.model.params["dense"][0]
+
+
+def test_rows_that_do_not_count_are_only_in_the_statistics():
+    one, other = np.arange(8), np.r_[:4, 10:14]
+
+    def differ(norm, counted):
+        found = [stepped(norm, rows, counted=counted) for rows in (one, other)]
+        return np.abs(np.subtract(*found)).max()
+
+    assert differ(none(), 4) == 0
+    assert differ(none(), None) > 1e-4 and differ(batch(), 4) > 1e-4
+
+
+def test_a_cooled_rate_falls_to_zero():
+    rows = np.arange(8)
+    found = stepped(none(), rows, cooled=True, before=3)
+    np.testing.assert_allclose(found, stepped(none(), rows, lr=0.025), rtol=1e-6)
 
 
 def generators():
@@ -145,21 +213,7 @@ def generators():
 
 
 @pytest.mark.slow
-def test_mnist1d_leaves_the_global_generators_alone_and_its_test_rows_are_new(
-    monkeypatch,
-):
-    # The package takes seconds for each data set, and the published one is the same.
-    made = mnist1d.data.make_dataset
-    published = functools.cache(made)
-
-    def make(options=None):
-        if options is not None:
-            return made(options)
-        random.seed(1)  # what is remembered leaves them alone
-        np.random.seed(1)
-        return published()
-
-    monkeypatch.setattr(mnist1d.data, "make_dataset", make)
+def test_mnist1d_leaves_the_global_generators_alone():
     random.seed(7)
     np.random.seed(7)
     before = generators()
@@ -167,11 +221,6 @@ def test_mnist1d_leaves_the_global_generators_alone_and_its_test_rows_are_new(
     np.testing.assert_equal(generators(), before)
     assert both.inputs.shape == (5000, 40, 1)
     assert both.train.shape == (2, data.TRAIN_SIZES["mnist1d"])
-    found = splits.mnist1d(starts=2, seed=0)
-    np.testing.assert_equal(generators(), before)
-    assert [len(part[0]) for part in found[2:]] == [4000, 1000, 4000]
-    old = {row.tobytes() for row in found.inputs[:5000]}
-    assert not any(row.tobytes() in old for row in found.inputs[5000:])
 
 
 def header(*shape, kind=8):

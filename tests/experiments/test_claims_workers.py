@@ -72,10 +72,10 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_workers_too_and_nothing_is_lost(tmp_path):
     out = tmp_path / "run"
-    options = ["spectrum", "--preset", "smoke", "--out", str(out)]
+    options = ["scale-invariance", "--preset", "smoke", "--out", str(out)]
     command = [sys.executable, "-m", "experiments", "run", *options]
     with subprocess.Popen(command, start_new_session=True) as process:
-        until(lambda: any(out.rglob("parts/*/*.json")) or process.poll() is not None)
+        until(lambda: any(out.rglob("parts/*/*/*.json")) or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) in (0, 130)  # 0 if all arms had begun
     assert main(["run", "--resume", "--out", str(out)]) == 0

@@ -114,12 +114,12 @@ def scale(tmp_path_factory):
 @pytest.fixture(scope="module")
 def claims(tmp_path_factory):
     top = tmp_path_factory.mktemp("claims")
-    words = ["run", "spectrum", "--preset", "smoke", "--jobs", "1", "--out"]
+    words = ["run", "definitions", "--preset", "smoke", "--jobs", "1", "--out"]
     assert main([*words, str(top / "whole")]) == 0
     shutil.copytree(top / "whole", top / "half")
-    (top / "half" / "parts" / "spectrum" / "bn.json").unlink()
-    names = ("runs.jsonl", "summary.csv", "effects.json", "verdicts.json")
-    return top, lambda out: [(out / name).read_text() for name in names]
+    (top / "half" / "parts" / "definitions" / "0" / "uniform.json").unlink()
+    names = ("runs.jsonl.gz", "summary.csv", "effects.json", "verdicts.json")
+    return top, lambda out: [(out / name).read_bytes() for name in names]
 
 
 @pytest.mark.parametrize("kind", ["digits", "scale", "claims"])

@@ -1,6 +1,7 @@
 """The directory of a run: locked, begun all or nothing, told in one line."""
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as program
-from experiments.common import environment, files, supervise
+from experiments.common import environment, files, records, supervise
 from experiments.common.errors import UserError
 from experiments.common.lock import locked
 
@@ -87,3 +88,38 @@ def test_several_processes_are_run_by_a_parent(monkeypatch):
     monkeypatch.setattr(supervise, "supervise", lambda arguments: arguments)
     words = ["train", "--lr", "1", "--coordinator=h:1"]
     assert program.main(words) == words
+
+
+def test_the_same_rows_are_the_same_bytes_at_any_time_and_under_any_name(tmp_path):
+    rows, paths = [{"a": 1.5}], (tmp_path / "one.gz", tmp_path / "two.gz")
+    for path in paths:
+        files.write_lines(path, rows)
+    one, two = (path.read_bytes() for path in paths)
+    assert one == two and one[4:8] == bytes(4)  # the time
+    assert records.lines(paths[0], dict) == (rows, "")
+
+
+@pytest.mark.parametrize("cut", [1, 8, 12])
+def test_compressed_rows_that_were_cut_off_are_damaged(tmp_path, cut):
+    path = tmp_path / "rows.gz"
+    files.write_lines(path, [{"a": 1.5}])
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(records.DamagedError, match="must be whole"):
+        records.lines(path, dict)
+
+
+@pytest.mark.parametrize("name", ["processor", "instructions", "sources"])
+def test_an_environment_names_what_differs(tmp_path, name):
+    files.write_json(tmp_path / "a.json", environment.describe() | {"git": None})
+    assert environment.is_that_of(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text()) | {name: "other"}
+    files.write_json(tmp_path / "a.json", content)
+    assert environment.differences(tmp_path / "a.json") == [name]
+
+
+def test_a_processor_is_read_from_linux_or_left_out(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("model name : A\nflags : fpu avx2 fma\n\nmodel name : A\n")
+    found = environment._processor(path)
+    assert found == {"processor": "A", "instructions": ["avx2", "fma"]}
+    assert environment._processor(tmp_path / "none")["instructions"] == []

@@ -52,7 +52,7 @@ CELLS: Any = Given(*[None, None, None, None, 0])
 
 def train(plan: Plan) -> Outcome:
     """Runs `plan`; `ValueError` if its numbers do not fit, see `batches`."""
-    order = jnp.asarray(batches(plan))
+    order = batches(plan)
     state, given = begin(plan)
     run = each(
         functools.partial(_run, plan),
@@ -60,9 +60,17 @@ def train(plan: Plan) -> Outcome:
         (0, CELLS, None),
         options=ONCE if plan.steps <= _FEW_STEPS else _MANY,
     )
-    state, series = run(state, given, order)
-    steps = np.arange(1, plan.evals + 1) * (plan.steps // plan.evals)
-    series = {name: np.asarray(values) for name, values in series.items()}
+    parts = [order[:, plan.early :]]
+    if plan.early:
+        one_by_one = len(order), -1, 1, plan.batch
+        parts.insert(0, order[:, : plan.early].reshape(one_by_one))
+    found = []
+    for part in parts:
+        state, series = run(state, given, jnp.asarray(part))
+        found.append(series)
+    series = {n: np.concatenate([one[n] for one in found], 2) for n in found[0]}
+    lengths = [np.full(part.shape[1], part.shape[2]) for part in parts]
+    steps = np.cumsum(np.concatenate(lengths))
     return Outcome(plan.cells, steps, series, state.model)
 
 
@@ -170,12 +178,13 @@ def advance(
         def loss_of(params):
             x = given.inputs[rows]
             logits, new, _ = plan.net.apply(params, model.state, x, context)
-            return cross_entropy(logits, given.labels[rows]), new
+            kept = slice(plan.counted)
+            return cross_entropy(logits[kept], given.labels[rows][kept]), new
 
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
         (loss, new), gradient = gradient_of(model.params)
         direction, opt_state = tx.update(gradient, opt_state, model.params)
-        rate = given.hyper["lr"]
+        rate = given.hyper["lr"] * (1 - count / plan.steps if plan.cooled else 1)
         params = jax.tree.map(lambda p, d: p - rate * d, model.params, direction)
         return State(Model(params, new), opt_state, count + 1), total + loss
 
@@ -184,7 +193,7 @@ def advance(
 
 
 def score(plan: Plan, state: State, given: Given) -> dict[str, Array]:
-    """Returns the accuracy on all rows that are scored; the loss but for "train"."""
+    """Returns accuracy and loss on all rows that are scored; "fit_loss" for "train"."""
     context = Context(False, given.noise, given.hyper)
     # All rows at once: one program to compile instead of three.
     every = given.inputs[jnp.concatenate(list(given.rows.values()))]
@@ -196,6 +205,6 @@ def score(plan: Plan, state: State, given: Given) -> dict[str, Array]:
     ):
         truth = given.labels[rows]
         found[f"{name}_accuracy"] = (own.argmax(-1) == truth).mean()
-        if name != "train":
-            found[f"{name}_loss"] = cross_entropy(own, truth)
+        loss = "fit" if name == "train" else name
+        found[f"{loss}_loss"] = cross_entropy(own, truth)
     return found

@@ -1,22 +1,26 @@
-"""The declaration of a claim: quotes, arms, rules, a measurement, a figure."""
+"""The declaration of an experiment: arms, a measurement, rules, a figure."""
 
 import inspect
-import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any, Literal, TypeVar
 
 from experiments.claims.lab.rows import Row
+from experiments.claims.lab.rules import Quote, Rule, claims, module_of
 from experiments.claims.lab.table import Table
 
 Preset = Literal["smoke", "quick", "standard"]
 T = TypeVar("T")
 
-_STARTS = {"smoke": 2, "quick": 5, "standard": 10}
+_STARTS = {"smoke": 2, "quick": 10, "standard": 10}
+_LOOKS = {"smoke": 1, "quick": 1, "standard": 3}
+
+
+def blocks(preset: Preset) -> list[int]:
+    """Returns how many blocks of starts there are at each look of a preset."""
+    looks = claims().looks[: _LOOKS[preset]]
+    return [look // _STARTS["standard"] for look in looks]
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class Setting:
     """The amount to measure, and the seed of the random numbers.
 
     Attributes:
-        preset: "smoke" shows that it runs and decides nothing, "quick" decides,
-            "standard" has more starts.
-        seed: of splits, weights, batches and noise.
-        data_dir: directory with the IDX files of MNIST. Default: the digits.
+        preset: "smoke" shows that it runs and decides nothing, "quick" decides what
+            one block of starts can, "standard" adds blocks where a claim is undecided.
+        seed: of data, splits, weights, batches and noise of one block of starts.
+        data_dir: directory with the IDX files of MNIST. Default: MNIST-1D.
     """
 
     preset: Preset
@@ -36,7 +40,7 @@ class Setting:
 
     @property
     def starts(self) -> int:
-        """Independent repetitions."""
+        """Independent repetitions of one block."""
         return _STARTS[self.preset]
 
     def pick(self, smoke: T, quick: T, standard: T | None = None) -> T:
@@ -44,42 +48,6 @@ class Setting:
         if self.preset == "smoke":
             return smoke
         return quick if self.preset == "quick" or standard is None else standard
-
-
-class Quote(NamedTuple):
-    """The sentence of a note, and its English."""
-
-    text: str
-    english: str = ""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The rule that decides one claim.
-
-    Attributes:
-        claim: its number, such as "C01".
-        text: what is claimed.
-        effect: what the number of each start is, with its unit.
-        least: the smallest effect that supports the claim.
-        scale: what the forest plot divides by: a difference worth talking about.
-        values: from the runs to one number for each start; large if the claim holds.
-        literature: what published work says: "supported", "contradicted", "qualified".
-            Only the rule that decides a claim has it; others are shown beside it.
-    """
-
-    claim: str
-    text: str
-    effect: str
-    least: float
-    scale: float
-    values: Callable[[Table], np.ndarray]
-    literature: str = ""
-
-    @property
-    def headline(self) -> bool:
-        """Tells whether it decides the claim."""
-        return bool(self.literature)
 
 
 @dataclass(frozen=True)
@@ -95,6 +63,7 @@ class Experiment:
         rules: one or more decisions.
         draw: `draw(figure, table)` fills a matplotlib figure.
         alt: what the figure shows, for those who cannot see it.
+        by: what the learning rate of an arm is chosen by.
         exact: whether the same seed gives the same bits; False for measured times.
     """
 
@@ -106,29 +75,25 @@ class Experiment:
     rules: Sequence[Rule]
     draw: Callable[[Any, Table], None]
     alt: str
+    by: str = "validation_accuracy"
     exact: bool = True
+
+    @property
+    def claims(self) -> list[Rule]:
+        """The rules that decide a claim."""
+        return [rule for rule in self.rules if rule.headline]
 
     @property
     def quotes(self) -> list[Quote]:
         """The sentences of the notes."""
-        found = self._notes().get("quotes", [])
-        return [Quote(**{k: _joined(v) for k, v in q.items()}) for q in found]
+        return [quote for rule in self.claims for quote in rule.entry.quotes]
 
     @property
     def literature(self) -> str:
         """The statements of published work, with contradictions."""
-        return _joined(self._notes()["literature"])
-
-    def _notes(self) -> dict[str, Any]:
-        module = sys.modules[self.measure.__module__].__file__ or ""
-        text = Path(module).with_name("notes.toml").read_text()
-        return tomllib.loads(text)[self.number]
+        return " ".join(filter(None, (r.entry.literature for r in self.claims)))
 
     @property
     def document(self) -> str:
         """The docstring of the claim file."""
-        return inspect.getdoc(sys.modules[self.measure.__module__]) or ""
-
-
-def _joined(text: str) -> str:
-    return " ".join(text.split())
+        return inspect.getdoc(module_of(self.measure)) or ""

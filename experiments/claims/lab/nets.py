@@ -29,13 +29,14 @@ ACTIVATIONS: dict[str, Activation] = {
 def mlp(
     norm: Norm,
     *,
-    inputs: int = 64,
+    inputs: int = 40,
     widths: Sequence[int] = (64, 64, 64),
     classes: int = 10,
     activation: str = "relu",
     placement: Placement = "before",
     first: Norm | None = None,
     std: float | None = None,
+    bias: bool = False,
 ) -> Net:
     """Dense layers, each with `norm` before or after its activation.
 
@@ -46,6 +47,7 @@ def mlp(
         placement: of `norm`.
         first: normalizes the inputs of the net.
         std: of all initial weights. Default: sqrt(2 / inputs of the layer) (He).
+        bias: whether every hidden layer adds a bias before its `norm`.
 
     Returns:
         A net whose taps are the input of every activation, listed from the first
@@ -63,6 +65,8 @@ def mlp(
         params, state = {"dense": dense, "bias": jnp.zeros(classes)}, {}
         made = [norm.init(n, hyper) for n in widths]
         params["norm"], state["norm"] = [m[0] for m in made], [m[1] for m in made]
+        if bias:
+            params["before"] = [jnp.zeros(n) for n in widths]
         if first:
             params["first"], state["first"] = first.init(inputs, hyper)
         return params, state
@@ -72,7 +76,7 @@ def mlp(
         if first:
             x, new["first"] = first.apply(params["first"], state["first"], x, context)
         for n in range(len(widths)):
-            x = x @ params["dense"][n]
+            x = x @ params["dense"][n] + (params["before"][n] if bias else 0)
             own = params["norm"][n], state["norm"][n]
             here = context._replace(key=jax.random.fold_in(context.key, n))
             if placement == "before":
@@ -92,8 +96,8 @@ def mlp(
 def conv(
     norm: Norm,
     *,
-    shape: Sequence[int] = (8, 8),
-    channels: Sequence[int] = (8, 16),
+    shape: Sequence[int] = (40,),
+    channels: Sequence[int] = (24, 24, 24),
     classes: int = 10,
 ) -> Net:
     """Convolutions of width 3 and stride 2 with `norm` and ReLU, then a dense layer.
@@ -140,7 +144,7 @@ def conv(
 
 
 def residual(
-    norm: Norm, blocks: int, *, inputs: int = 64, width: int = 32, branch: float = 1.0
+    norm: Norm, blocks: int, *, inputs: int = 40, width: int = 32, branch: float = 1.0
 ) -> Net:
     """Blocks x + a W2 relu(N(W1 relu(N(x)))) with He weights, all in one loop.
 

@@ -1,6 +1,7 @@
 """Optimizers without their learning rate, which is a number of the cell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,14 @@ OPTIMIZERS = {
     ),
     "rmsprop": optax.scale_by_rms(),
 }
+
+
+def decayed(hyper: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Momentum, and decay of the weights in the gradient, both numbers of the cell."""
+    decay = optax.add_decayed_weights(
+        hyper["decay"], mask=jaxbn.optim.weight_decay_mask
+    )
+    return optax.chain(decay, optax.trace(hyper.get("momentum", 0.9)))
 
 
 def any_of(names: Sequence[str], chosen: Array) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The page of a run, `page.html` filled in: one file that needs nothing else."""
+"""The page of a run, `page.html` filled in, and its summary as Markdown."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,14 +7,20 @@ from typing import Any
 import jinja2
 
 from experiments.claims.lab.experiment import Experiment
+from experiments.claims.lab.rules import Quote, claims
+from experiments.claims.lab.words import least_in_words
+from experiments.common.tables import markdown
 
-_WORDS = {
+WORDS = {
     "supported": "The claim holds here: the whole interval is above the smallest "
-    "effect that supports it.",
-    "contradicted": "The claim does not hold here: the whole interval is below the "
-    "smallest effect that supports it.",
-    "inconclusive": "Not decided: the interval covers the smallest effect that "
-    "supports the claim, or is not clear of it once all claims are counted.",
+    "effect that matters.",
+    "reversed": "The opposite holds here: the whole interval is beyond the smallest "
+    "effect that matters, on the other side.",
+    "negligible": "There is no effect that matters: the whole interval is inside the "
+    "smallest one, on both sides.",
+    "undecided": "Not decided: with these starts none of the three can be told.",
+    "exact": "An identity or a definition: it holds in every start.",
+    "wrong": "It is not what happens, in no start: no statistics are needed.",
     "not run": "Not measured in this run.",
 }
 
@@ -28,34 +34,86 @@ def page(
 
     Args:
         experiments: of the run, in order.
-        figures: "forest" and the names of experiments to inline SVG.
+        figures: "forest" and the names of experiments, alone and with " starts", to
+            inline SVG.
         loaded: file names to what they hold.
     """
     verdicts = loaded["verdicts.json"]["verdicts"]
-    found = Counter(row["verdict"] for row in verdicts)
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.PackageLoader(__package__ or "", ""),
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = number
+    environment.filters["needed"] = lambda name: least_in_words(claims().rules[name])
     return environment.get_template("page.html").render(
         experiments=experiments,
         figures=figures,
         verdicts=verdicts,
+        head=loaded["verdicts.json"],
         effects=loaded["effects.json"]["effects"],
         config=loaded["config.json"],
         environment=loaded["environment.json"],
         git=loaded["environment.json"]["git"],
         timings=loaded["timings.json"],
-        counts=[f"{found[word]} {word}" for word in _WORDS if word in found],
-        words=_WORDS,
+        counts=counts(verdicts),
+        claims=claims(),
+        said=said(verdicts),
+        words=WORDS,
     )
 
 
-def number(row: dict) -> str:
-    """Returns an effect with its interval, such as "1.5 [1.2, 1.8]"."""
-    if row["mean"] is None:
-        return "—"
-    ends = ("∞" if row[key] is None else f"{row[key]:.3g}" for key in ("low", "high"))
-    return f"{row['mean']:.3g} [{', '.join(ends)}]"
+def counts(verdicts: Sequence[dict]) -> str:
+    """Returns how many claims have which outcome, in words."""
+    found = Counter(row["verdict"] for row in verdicts)
+    return ", ".join(f"{found[word]} {word}" for word in WORDS if found[word])
+
+
+def said(verdicts: Sequence[dict]) -> dict[str, list[tuple[Quote, dict]]]:
+    """Returns what each source says, with the verdicts."""
+    known = claims()
+    found: dict[str, list[tuple[Quote, dict]]] = {name: [] for name in known.sources}
+    for row in verdicts:
+        rule = known.rules.get(row["name"])
+        for quote in rule.quotes if rule else ():
+            found[quote.source].append((quote, row))
+    return {known.sources[key]: quotes for key, quotes in found.items() if quotes}
+
+
+def table(verdicts: Sequence[dict]) -> str:
+    """Returns the claims as a table in Markdown."""
+    header = ["claim", "measured", "effect [95 %]", "repeats", "published", "`run`"]
+    rows = []
+    for row in verdicts:
+        word, again = row["verdict"], row["repeats"]
+        if row["needed"]:
+            word += f" (about {row['needed']} starts would decide)"
+        cells = [f"{row['claim']} {row['text']}", word, row["in_words"]]
+        cells += ["—" if again is None else f"{100 * again:.0f} %", row["published"]]
+        rows.append([*cells, f"`{row['experiment']}`"])
+    return markdown(header, rows)
+
+
+def summary(loaded: dict[str, Any]) -> str:
+    """Returns the README of a directory with results."""
+    head, environment = loaded["verdicts.json"], loaded["environment.json"]
+    git = environment["git"] or {"commit": "unknown"}
+    packages = environment["packages"]
+    return f"""# What introductions to batch normalization claim, measured
+
+{counts(head["verdicts"])}. Preset {head["preset"]}, seed {head["seed"]}.
+
+![Every claim as a distance from zero](figures/forest.png)
+
+{table(head["verdicts"])}
+
+"Repeats" is how often other starts, drawn again from these, give the same outcome.
+Intervals are of 95 % and not corrected; verdicts are: for {head["family"]} claims
+(Holm) and three looks. Rules: `experiments/claims/claims.toml`, SHA-256 of all that
+decides `{head["rules"]}`.
+
+Made by commit {git["commit"]} with Python {environment["python"]}, jax
+{packages["jax"]}, on {environment["processor"]}, {environment["cpu_count"]} cores.
+Checked by `python -m experiments verify DIR`; `python -m experiments report DIR` makes
+the page with quotes, methods and figures. Verdicts should be the same elsewhere; bits
+are the same on the same machine and commit only.
+"""

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments.claims.lab.optimizers import OPTIMIZERS, any_of
+from experiments.claims.lab.optimizers import OPTIMIZERS, any_of, decayed
 from experiments.claims.lab.splits import Splits
 
 Hyper = Mapping[str, Array]
@@ -75,9 +75,14 @@ class Plan:
         batch: examples a step.
         evals: evaluations, evenly spaced, the last one at the end.
         seed: of weights, batches and noise.
-        optimizer: one of `OPTIMIZERS`, or several: then every cell has "optimizer", the
-            position of its own.
+        optimizer: one of `OPTIMIZERS`, "decayed", whose cells have "decay", or several
+            of `OPTIMIZERS`: then every cell has "optimizer", the position of its own.
+        cooled: whether the learning rate falls to zero, linearly.
+        early: how many of the first intervals between evaluations are evaluated at
+            every step instead.
         probe: measured at each evaluation.
+        counted: how many examples of a step count in the loss; the others only in the
+            statistics. Default: all.
         scored: the rows that are evaluated.
     """
 
@@ -89,11 +94,16 @@ class Plan:
     evals: int
     seed: int
     optimizer: str | tuple[str, ...] = "sgd"
+    cooled: bool = False
+    early: int = 0
     probe: Probe | None = None
+    counted: int | None = None
     scored: Sequence[str] = ("train", "validation", "test")
 
     def transformation(self, hyper: Hyper) -> optax.GradientTransformation:
         """Returns the optimizer of a cell, without its learning rate."""
+        if self.optimizer == "decayed":
+            return decayed(hyper)
         if isinstance(self.optimizer, str):
             return OPTIMIZERS[self.optimizer]
         return any_of(self.optimizer, hyper["optimizer"])
@@ -106,8 +116,9 @@ class Outcome(NamedTuple):
         cells: of the plan.
         steps: of the evaluations, (evals,).
         series: name to (starts, cells, evals): `train_loss` since the evaluation
-            before, `validation_loss`, `validation_accuracy`, `test_loss`,
-            `test_accuracy`, `train_accuracy` (on 512 rows), and those of the probe.
+            before, as trained; `fit_loss` and `train_accuracy` (on 512 rows),
+            `validation_loss`, `validation_accuracy`, `test_loss` and `test_accuracy`,
+            as in inference; and those of the probe.
         model: what training ended with; leaves have leading axes (starts, cells).
     """
 

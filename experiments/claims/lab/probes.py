@@ -8,6 +8,7 @@ from jax import Array
 from scipy import stats
 
 from experiments.claims.lab.engine import cross_entropy
+from experiments.claims.lab.nets import ACTIVATIONS
 from experiments.claims.lab.norms import Norm
 from experiments.claims.lab.plan import Context, Model, View
 
@@ -99,10 +100,18 @@ def smoothness(model: Model, view: View, *, distances: np.ndarray) -> dict[str, 
     }
 
 
-def gradient_norms(norm: Norm, key: Array, *, width: int, layers: int) -> Array:
+def gradient_norms(
+    norm: Norm,
+    key: Array,
+    *,
+    width: int,
+    layers: int,
+    activation: str = "relu",
+    gain: float | Array = 1.0,
+) -> Array:
     """Returns the gradient norm at the input of every activation, (layers,).
 
-    For a random linear loss of 512 Gaussian examples, ReLU layers and He weights.
+    For a random linear loss of 512 Gaussian examples and He weights times `gain`.
     """
     keys = jax.random.split(key, layers + 2)
     x = jax.random.normal(keys[0], (512, width))
@@ -112,13 +121,43 @@ def gradient_norms(norm: Norm, key: Array, *, width: int, layers: int) -> Array:
     def loss(offsets):
         h = x
         for n in range(layers):
-            w = jax.random.normal(keys[n + 1], (width, width)) * (2 / width) ** 0.5
+            w = (
+                gain
+                * jax.random.normal(keys[n + 1], (width, width))
+                * (2 / width) ** 0.5
+            )
             h = norm.apply(params, state, h @ w + offsets[n], context)[0]
-            h = jax.nn.relu(h)
+            h = ACTIVATIONS[activation](h)
         return jnp.vdot(h, jax.random.normal(keys[-1], h.shape))
 
     gradient = jax.grad(loss)(jnp.zeros((layers, 512, width)))
     return jnp.sqrt(jnp.sum(jnp.square(gradient), (1, 2)))
+
+
+def sizes(model: Model, view: View) -> dict[str, Array]:
+    """Returns how large what the activations see is, in every layer, in inference.
+
+    `size` is log10 of the root mean square of each layer, `positive` the share of
+    values above zero, `singular` log10 of the median singular value of the Jacobian
+    from the inputs to the last layer, mean over 8 examples.
+    """
+
+    def last(x):
+        context = view.context._replace(train=False)
+        return view.net.apply(model.params, model.state, x[None], context)[2][-1][0]
+
+    taps = jnp.stack(_taps(model, view))
+    jacobians = jax.vmap(jax.jacrev(last))(view.inputs[view.validation[:8]])
+    values = jnp.median(jnp.linalg.svd(jacobians, compute_uv=False), -1)
+    return {
+        "size": _log10(jnp.sqrt(jnp.mean(jnp.square(taps), (1, 2)))),
+        "positive": jnp.mean(taps > 0, (1, 2)),
+        "singular": _log10(values).mean(),
+    }
+
+
+def _log10(x: Array) -> Array:
+    return jnp.log10(jnp.maximum(x, 1e-30))
 
 
 def effective_rank(h: Array) -> Array:

@@ -14,17 +14,14 @@ from experiments.nets.lstm import SCALE, init_lstm, lstm
 STEPS, INPUTS, HIDDEN = 10, 4, 24
 
 
-def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
-    """An LSTM whose gates and cell are normalized.
+def normalized_lstm(*, scale: float = SCALE) -> Net:
+    """An LSTM whose gates and cell are normalized; gamma starts at `scale`.
 
-    Args:
-        scale: where gamma starts.
-        shared: whether all steps share statistics; otherwise each has its own.
+    Every step has its own statistics.
     """
-    steps = 1 if shared else STEPS
 
     def init(key, hyper):
-        cell, states = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=steps)
+        cell, states = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=STEPS)
         scales = ("hidden_scale", "inputs_scale", "cell_scale")
         full = {n: jnp.full_like(getattr(cell, n), scale) for n in scales}
         return {"cell": cell._replace(**full), **_head(key)}, states
@@ -41,12 +38,16 @@ def normalized_lstm(*, scale: float = SCALE, shared: bool = False) -> Net:
 
 
 def plain_lstm(*, layer_norm: bool = False) -> Net:
-    """The same cell without normalization, or with layer normalization of its sums."""
+    """The same cell without normalization, or with that of Ba et al., 2016.
+
+    Layer normalization is of what comes from the last output and of the cell, but not
+    of what comes from the input.
+    """
 
     def init(key, hyper):
         cell, _ = init_lstm(key, inputs=INPUTS, hidden=HIDDEN, max_steps=1)
-        ones = [jnp.ones_like(cell.hidden_scale), jnp.ones_like(cell.cell_scale)]
-        cell = cell._replace(hidden_scale=ones[0], cell_scale=ones[1])
+        names = ("hidden_scale", "cell_scale")
+        cell = cell._replace(**{n: jnp.ones_like(getattr(cell, n)) for n in names})
         return {"cell": cell, **_head(key)}, ()
 
     def norm(x, scale):
@@ -58,7 +59,7 @@ def plain_lstm(*, layer_norm: bool = False) -> Net:
 
         def step(carry, now):
             h, c = carry
-            gates = norm(h @ p.hidden + now @ p.inputs, p.hidden_scale) + p.bias
+            gates = norm(h @ p.hidden, p.hidden_scale) + now @ p.inputs + p.bias
             f, i, o, g = jnp.split(gates, 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             shown = norm(c, p.cell_scale) + p.cell_bias

@@ -1,4 +1,4 @@
-"""The lines of `runs.jsonl`: one for each arm, cell and start."""
+"""The lines of `runs.jsonl.gz`: one for each arm, cell and start."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def row(
     metrics: Mapping[str, Any],
     series: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Returns one line of `runs.jsonl`; numbers that are not finite become null."""
+    """Returns one line of `runs.jsonl.gz`; numbers that are not finite become null."""
     return {
         "arm": arm,
         "cell": {key: plain(value) for key, value in cell.items()},

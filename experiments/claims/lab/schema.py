@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from experiments.claims.lab.statistics import Outcome
 from experiments.common import records
 
-SCHEMA = 1
+SCHEMA = 2
 
 # Of JSON also integers that no float can hold.
 Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | float
@@ -29,9 +30,9 @@ class Measured(_Strict):
 
 
 class Row(Measured):
-    """A line of `runs.jsonl`: a row, and the experiment that it is of."""
+    """A line of `runs.jsonl.gz`: a row, and the experiment that it is of."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     experiment: str
 
 
@@ -44,12 +45,15 @@ class Part(_Strict):
 
 
 class _Verdict(_Strict):
+    name: str
     claim: str
     experiment: str
     text: str
-    verdict: Literal["supported", "contradicted", "inconclusive", "not run"]
-    literature: Literal["", "supported", "contradicted", "qualified"]
-    effect: str
+    verdict: Outcome | Literal["exact", "wrong", "not run"]
+    published: Literal["", "supported", "contradicted", "qualified"]
+    measure: str
+    in_words: str
+    kind: Literal["effect", "all", "exact"]
     least: Number
     scale: Number
     mean: Number | None
@@ -58,19 +62,25 @@ class _Verdict(_Strict):
     p: Number | None
     n: int | None
     p_adjusted: Number
+    repeats: Number | None
+    needed: int | None
     command: str
 
 
 class _Effect(_Verdict):
     bootstrap: _Interval
     t: _Interval
-    headline: bool
+    values: list[Number | None]
 
 
 class _Concluded(_Strict):
-    schema: Literal[1]
+    schema: Literal[2]
     preset: Literal["smoke", "quick", "standard"]
     seed: int
+    rules: str
+    family: int
+    rates: int
+    rates_at_an_edge: int
 
 
 class _Effects(_Concluded):
@@ -82,7 +92,7 @@ class _Verdicts(_Concluded):
 
 
 class _Timings(_Strict):
-    schema: Literal[1]
+    schema: Literal[2]
     seconds: Number
     arms: dict[str, dict[str, Number]]
 
@@ -92,6 +102,7 @@ class _Config(_Strict):
     preset: Literal["smoke", "quick", "standard"]
     seed: int
     data_dir: str | None
+    rules: str
 
 
 class _Commit(_Strict):
@@ -103,6 +114,8 @@ class _Environment(msgspec.Struct):
     """The part that the page shows."""
 
     python: str
+    processor: str | None
+    instructions: list[str]
     cpu_count: int | None
     packages: dict[str, str | None]
     git: _Commit | None
@@ -111,7 +124,7 @@ class _Environment(msgspec.Struct):
 FILES: dict[str, Any] = {
     "config.json": _Config,
     "environment.json": _Environment,
-    "runs.jsonl": Row,
+    "runs.jsonl.gz": Row,
     "summary.csv": str,
     "effects.json": _Effects,
     "verdicts.json": _Verdicts,

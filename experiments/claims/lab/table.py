@@ -1,6 +1,6 @@
 """The runs of one experiment, as the rules and figures ask for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from experiments.claims.lab.rows import Row
 
 
 class Table:
-    """Rows of `runs.jsonl` by arm, cell and start.
+    """Rows of `runs.jsonl.gz` by arm, cell and start.
 
     Keyword arguments of the methods select cells: `lr=0.1` those with that learning
     rate.
@@ -95,6 +95,23 @@ class Table:
     def last_step(self, arm: str, **choice: Any) -> float:
         """Returns the step of the last evaluation."""
         return float(self.series(arm, "step", **choice)[0, -1])
+
+    def rates(self, by: str = "validation_accuracy") -> Iterator[tuple[str, bool]]:
+        """Yields every choice of a learning rate, and whether it is at its grid's edge.
+
+        That is one for each arm and setting of the other numbers of its cells.
+        """
+        for arm in dict.fromkeys(row["arm"] for row in self._rows):
+            groups: dict[str, dict[str, Any]] = {}
+            for cell in self.cells(arm):
+                others = {key: value for key, value in cell.items() if key != "lr"}
+                groups.setdefault(str(others), others)
+            for name, others in groups.items():
+                rows = self._of(arm, others)
+                grid = {row["cell"].get("lr") for row in rows}
+                if None not in grid and len(grid) > 1 and by in rows[0]["metrics"]:
+                    best = self.best(arm, by, **others)["lr"]
+                    yield f"{arm} {name}", best in (min(grid), max(grid))
 
     def diverged(self) -> int:
         """Returns how many runs diverged, in all arms and cells."""
