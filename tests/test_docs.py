@@ -81,6 +81,17 @@ def test_every_page_is_in_a_table_of_contents():
     assert listed == {named(path) for path in DOCS.rglob("*.md")}
 
 
+def test_a_guide_ends_with_a_program():
+    guides = [path for path in DOCS.glob("guides/*.md") if path.stem != "index"]
+    ends = {
+        path.stem: path.read_text().rstrip().rpartition("\n\n```") for path in guides
+    }
+    assert len(ends) == 13
+    assert {
+        name for name, end in ends.items() if not end[2].startswith("python")
+    } == set()
+
+
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
