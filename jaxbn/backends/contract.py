@@ -62,7 +62,7 @@ class Kernels(NamedTuple):
             rounded; it comes with neither `multiplier` nor `where` nor `gate`.
         gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
             the derivative of `activation` at slope * (x - center) + offset + residual.
-            Linear in `dy`.
+            Without `center`, at `x` itself and in its type. Linear in `dy`.
     """
 
     moments: Callable[..., tuple[Array, ...]]

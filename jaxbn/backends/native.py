@@ -190,7 +190,7 @@ def _of(gate: Gate | None, part: str):
 def _gate(dy, x, center, slope, offset, residual, *, axes, activation):
     operands = _Operands(x, dy, residual, center, gate_slope=slope, gate_offset=offset)
     sizes = _sizes(x.shape, None, axes)
-    if not _suits(operands, sizes, activation):
+    if center is None or not _suits(operands, sizes, activation):
         given = (dy, x, center, slope, offset, residual)
         return xla.KERNELS.gate(*given, axes=axes, activation=activation)
     form = np.int64(_GATE)

@@ -108,6 +108,8 @@ def _expand(
 
 
 def _gate(dy, x, center, slope, offset, residual, *, axes, activation):
+    if center is None:
+        return jax.jvp(activation, (x,), (dy,))[1]
     wide = statistics_type(x)
     z = _line(x.astype(wide) - along(center, x, axes), slope, offset, axes)
     z = z if residual is None else z + residual.astype(wide)

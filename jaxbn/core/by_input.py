@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.interpreters import ad
 
 from jaxbn.backends.contract import Gate, Kernels
@@ -135,17 +135,13 @@ def _finish_jvp(primals, tangents, *, activation, save, **params):
     d_slope, d_offset = map(ad.instantiate_zeros, (d_slope, d_offset))
     given, by = (scaled, None, d_slope, d_offset, x, center, None), of.options("affine")
     (dz,) = calculus.expand(*given, *of.line, **by, **params)
-    if not is_zero(d_residual):
-        # Backward, its cotangent is stored for the residual. The barrier lets all
-        # others read it there, where XLA would rather store which signs are positive.
-        dz = lax.optimization_barrier(dz + d_residual)
+    dz = dz if is_zero(d_residual) else dz + d_residual
     if activation is not None and not of.inside:
         given = (dz, x, center, slope, offset, residual)
         if activation in _PIECEWISE_LINEAR:
             # f'(z) = f'(y): one array is read instead of x and the residual, and the
             # next layer keeps y anyway.
-            zero = jnp.zeros_like(center)
-            given = (dz, *out, zero, jnp.ones_like(zero), zero, None)
+            given = (dz, *out)
         (dz,) = calculus.gate(*given, activation=activation, **params)
     return out, [dz]
 
