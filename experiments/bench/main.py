@@ -60,7 +60,7 @@ def main(config: BenchConfig) -> int:
     check_limits(config)
     files.make_folder(config.out)
     wanted = _ENVIRONMENT.get(config.what, {})
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
+    if not _has(wanted):
         os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "experiments", *sys.argv[1:]])
     module = importlib.import_module(f"experiments.bench.{config.what}")
@@ -72,3 +72,7 @@ def main(config: BenchConfig) -> int:
         files.write_json(config.out / f"{config.what}.json", record)
     print(f"\nnumbers: {config.out / config.what}.json")
     return 0
+
+
+def _has(variables: dict[str, str]) -> bool:
+    return all(os.environ.get(name) == value for name, value in variables.items())
