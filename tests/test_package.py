@@ -335,13 +335,3 @@ def test_the_examples_with_other_libraries_run(module, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     needs(PEERS[module])
     assert wrong_examples(module) == 0
-
-
-def test_the_example_in_the_readme_runs():
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("README.md is not written yet")
-    text = readme.read_text(encoding="utf-8")
-    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert block, "README.md must contain a ```python block"
-    exec(compile(block[1], "README.md", "exec"), {"__name__": "__main__"})

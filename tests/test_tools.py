@@ -1,7 +1,6 @@
-"""Every tool around the layer has an example and a place in the README."""
+"""Every tool around the layer has an example."""
 
 import inspect
-from pathlib import Path
 
 import jaxbn
 import jaxbn.deploy
@@ -11,7 +10,6 @@ import jaxbn.nnx
 import jaxbn.optim
 import jaxbn.variants
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 LINES = 20
 
 
@@ -58,11 +56,3 @@ def test_there_are_all():
 def test_each_shows_an_example_of_few_lines():
     lines = {name: len(example(tool)) for name, tool in TOOLS.items()}
     assert {name: n for name, n in lines.items() if not 0 < n <= LINES} == {}
-
-
-def test_a_newcomer_finds_each_by_name():
-    def found(name):
-        short = name.split(".")[-1]
-        return f"{short}`" in README or f"{short}(" in README
-
-    assert [name for name in TOOLS if not found(name)] == []

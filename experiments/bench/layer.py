@@ -65,7 +65,7 @@ def _key(record: dict) -> tuple[str, ...]:
 
 
 def _is_bar(record: dict) -> bool:
-    """Tells whether the case counts for the geometric means of the README."""
+    """Tells whether the case counts for the geometric means of docs/benchmarks.md."""
     return record["group"] in ("ResNet-50", "dense", "quick")
 
 

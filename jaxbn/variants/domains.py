@@ -85,8 +85,8 @@ def domain_batch_norm(
         domain: a number in [0, D) for the whole batch, or one per example, shape (B,);
             may be traced.
         axis: the feature axis; not the first one.
-        axis_name, axis_groups, where, weights, epsilon, activation, residual,
-            implementation: as in `jaxbn.batch_norm`.
+        axis_name, axis_groups, where, weights: as in `jaxbn.batch_norm`.
+        epsilon, activation, residual, implementation: as in `jaxbn.batch_norm`.
         momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`.
 
     Returns:

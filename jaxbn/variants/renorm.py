@@ -91,8 +91,8 @@ def batch_renorm(
         d_max: at least 0; may be traced.
         momentum, debias, unbiased, skip_nonfinite: as in `jaxbn.update`, for sigma in
             place of the variance.
-        axis, axis_name, axis_groups, where, weights, epsilon, activation, residual,
-            implementation: as in `jaxbn.batch_norm`.
+        axis, axis_name, axis_groups, where, weights: as in `jaxbn.batch_norm`.
+        epsilon, activation, residual, implementation: as in `jaxbn.batch_norm`.
 
     Returns:
         y, with the shape and type of `x`, and the state for the next call. Channels

@@ -105,9 +105,11 @@ def test_the_committed_results_follow_from_their_runs(folder):
     assert (folder / "README.md").read_text(encoding="utf-8") == page.summary(loaded)
 
 
-def test_the_readme_shows_the_committed_verdicts():
+def test_the_page_of_results_shows_the_committed_verdicts():
     """Between `<!-- claims of DIR -->` and the next comment."""
-    text = (TOP / "README.md").read_text(encoding="utf-8")
+    if not (TOP / "results").is_dir():
+        pytest.skip("not a checkout")
+    text = (TOP / "results/README.md").read_text(encoding="utf-8")
     shown = re.findall(r"<!-- claims of (\S+) -->\n(.*?)\n<!--", text, re.DOTALL)
     for folder, lines in shown:
         verdicts = schema.load(TOP / folder / "verdicts.json")["verdicts"]

@@ -1,0 +1,101 @@
+"""README is short, and its numbers stand in tables that follow from results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+BENCH = ROOT / "results" / "bench"
+in_checkout = pytest.mark.skipif(
+    not BENCH.exists(), reason="not in the source distribution"
+)
+_NUMBER = re.compile(r"(?<![\w.,/#-])\d+(?:\.\d+)?(?:e[+-]\d\d)?(?![\w/]|\.\d)")
+# Of other things than measurements: Python, JAX, bits, examples in a sentence.
+_NAMES = {"3.11", "3.13", "1"}
+
+
+def prose(text):
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def rows(text):
+    """The cells of all tables."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+
+
+def test_readme_is_read_in_minutes():
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 1200
+    code = re.findall(r"^```.*?^```", README, flags=re.M | re.S)
+    assert max(len(line) for block in code for line in block.splitlines()) <= 100
+
+
+def test_each_number_of_the_readme_is_in_a_table_of_the_benchmarks():
+    numbers = set(_NUMBER.findall(prose(README)))
+    tables = {n for row in rows(BENCHMARKS) for n in _NUMBER.findall(" ".join(row))}
+    conditions = set(_NUMBER.findall(prose(BENCHMARKS)))
+    measured = {n for n in numbers if "." in n or "e" in n}
+    assert {"5e-07", "26.5", "1.78"} <= numbers
+    assert measured - tables - _NAMES == {"0.10.2"} & measured
+    assert numbers - conditions - _NAMES == {"0.10.2"} & numbers
+
+
+def figure(error):
+    return "NaN" if error is None else f"{error:.0e}"
+
+
+@in_checkout
+def test_the_errors_are_those_of_the_results():
+    record = json.loads((BENCH / "accuracy.json").read_text())
+    for part in ("errors", "hard"):
+        for name, errors in record[part].items():
+            values = errors.values() if part == "hard" else errors
+            assert [name, *map(figure, values)] in rows(BENCHMARKS)
+
+
+@in_checkout
+def test_the_memory_is_that_of_the_results():
+    for row in json.loads((BENCH / "memory.json").read_text())["steps"]:
+        sizes = [f"{row[name]:.0f}" for name in ("residuals", "temporary")]
+        assert [row["type"], row["norm"], *sizes] in rows(BENCHMARKS)
+
+
+@in_checkout
+def test_the_programs_are_those_of_the_results():
+    compiled = rows((BENCH / "compiled.md").read_text())
+    cells = {tuple(row[:3]) + tuple(row[6:9]) for row in compiled if len(row) > 8}
+    layers = [
+        r for r in rows(BENCHMARKS) if r[0] in ("H100", "TPU v5e") and len(r) == 7
+    ]
+    wrong = [r for r in layers if r[2] != "the same with ReLU" and r[3] == "1"]
+    wrong = [r for r in wrong if (*r[:3], *r[4:7]) not in cells]
+    assert len(layers) >= 10 and wrong == []
+    step = {row[3]: row for row in compiled if row[:3] == ["H100", "1", "64"]}
+    order = ("none", "flax", "flax-two-pass", "jaxbn")
+    moved = [f"{float(step[name][4]):.1f}" for name in order]
+    temporary = [step[name][8] for name in order]
+    assert ["GB moved", *moved] in rows(BENCHMARKS)
+    assert ["temporary, GB", *temporary] in rows(BENCHMARKS)
+
+
+@in_checkout
+def test_the_times_are_those_of_the_results():
+    layers = [
+        row
+        for row in rows((BENCH / "layer.md").read_text())
+        if row[1] == "forward+backward" and row[2] in ("none", "relu") and len(row) == 9
+    ]
+    assert len(layers) == 4
+    for dtype, *_, flax, torch, xla, least, share in layers:
+        cells = [flax, torch, f"{xla} ({least})", share]
+        assert any(r[0] == dtype and r[2:] == cells for r in rows(BENCHMARKS))
+    ratios = [row[-1] for row in rows((BENCH / "scale.md").read_text())[2:6]]
+    assert ["float32", *ratios[:2]] in rows(BENCHMARKS)
+    again = f"{ratios[3]} (measured again: 1.06)"
+    assert ["bfloat16", ratios[2], again] in rows(BENCHMARKS)
