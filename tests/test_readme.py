@@ -41,7 +41,7 @@ def test_each_number_of_the_readme_is_in_a_table_of_the_benchmarks():
     tables = {n for row in rows(BENCHMARKS) for n in _NUMBER.findall(" ".join(row))}
     conditions = set(_NUMBER.findall(prose(BENCHMARKS)))
     measured = {n for n in numbers if "." in n or "e" in n}
-    assert {"5e-07", "26.5", "1.78"} <= numbers
+    assert {"5e-07", "26.0", "1.78"} <= numbers
     assert measured - tables - _NAMES == {"0.10.2"} & measured
     assert numbers - conditions - _NAMES == {"0.10.2"} & numbers
 
@@ -73,7 +73,7 @@ def test_the_programs_are_those_of_the_results():
     layers = [
         r for r in rows(BENCHMARKS) if r[0] in ("H100", "TPU v5e") and len(r) == 7
     ]
-    wrong = [r for r in layers if r[2] != "the same with ReLU" and r[3] == "1"]
+    wrong = [r for r in layers if not r[2].startswith("the same") and r[3] == "1"]
     wrong = [r for r in wrong if (*r[:3], *r[4:7]) not in cells]
     assert len(layers) >= 10 and wrong == []
     step = {row[3]: row for row in compiled if row[:3] == ["H100", "1", "64"]}
