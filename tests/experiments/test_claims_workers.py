@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import main
 from experiments.common.errors import UserError
 from experiments.common.workers import Workers
 
@@ -78,4 +77,5 @@ def test_ctrl_c_in_a_terminal_reaches_workers_too_and_nothing_is_lost(tmp_path):
         until(lambda: any(out.rglob("parts/*/*/*.json")) or process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) in (0, 130)  # 0 if all arms had begun
-    assert main(["run", "--resume", "--out", str(out)]) == 0
+    again = [sys.executable, "-m", "experiments", "run", "--resume", "--out", str(out)]
+    subprocess.run(again, check=True)
