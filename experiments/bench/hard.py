@@ -31,22 +31,27 @@ def measure() -> tuple[dict, str]:
         "the same, and one replica without any": _each(_masked, x, EMPTY),
         "evaluation after one step (jaxbn: debias)": _each(_first_evaluation, x[0]),
     }
-    rows = [[case, *map(_figure, e.values())] for case, e in errors.items()]
+    rows = [[case, *map(figure, e.values())] for case, e in errors.items()]
     return errors, markdown(["case", *LAYERS], rows)
 
 
 def _each(error, *args) -> dict[str, float | None]:
-    """The error of each library; None if it is NaN, which JSON does not have."""
-    found = {name: float(error(layer, *args)) for name, layer in LAYERS.items()}
-    return {name: None if math.isnan(e) else e for name, e in found.items()}
+    """The error of each library."""
+    return {name: known(error(layer, *args)) for name, layer in LAYERS.items()}
 
 
-def _figure(error: float | None) -> str:
+def known(error: float) -> float | None:
+    """Returns an error as JSON can hold it: None if it is NaN."""
+    return None if math.isnan(error) else float(error)
+
+
+def figure(error: float | None) -> str:
+    """Returns a `known` error as the tables show it."""
     return "NaN" if error is None else f"{error:.0e}"
 
 
-def _normalized(x, seen) -> np.ndarray:
-    """`x` by the statistics of those rows that are seen, in float64."""
+def normalized(x, seen) -> np.ndarray:
+    """Returns `x` by the statistics of those rows that are seen, in float64."""
     exact = np.asarray(x, np.float64)
     counted = exact[seen]
     return (exact - counted.mean(0)) / np.sqrt(counted.var(0) + peers.EPSILON)
@@ -61,7 +66,7 @@ def _masked(kind, x, counts):
         return layer.apply(variables, x, mask=mask, mutable="batch_stats")[0]
 
     y = jax.jit(jax.vmap(run, axis_name="replicas"))(x, jnp.asarray(seen)[..., None])
-    return np.abs(y - _normalized(x, seen))[seen].max()
+    return np.abs(y - normalized(x, seen))[seen].max()
 
 
 def _first_evaluation(kind, x):
@@ -70,4 +75,4 @@ def _first_evaluation(kind, x):
     variables = layer.init(jax.random.key(0), x, use_running_average=True)
     _, new = layer.apply(variables, x, use_running_average=False, mutable="batch_stats")
     y = layer.apply({**variables, **new}, x, use_running_average=True)
-    return np.abs(y - _normalized(x, np.ones(len(x), bool))).max()
+    return np.abs(y - normalized(x, slice(None))).max()

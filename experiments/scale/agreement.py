@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-import jaxbn
 from experiments.common import environment, processes
 from experiments.common.errors import UserError, writing
 from experiments.common.options import flag
@@ -62,13 +60,13 @@ def _program() -> dict[str, object]:
     found = environment.describe()
     versions = found["packages"].items()
     return {f"The version of {name}": version for name, version in versions} | {
-        "The code of jaxbn": environment.sources("jaxbn", "experiments"),
+        "The code of jaxbn": found["sources"],
         "The backend of JAX": found["backend"],
         "JAX_ENABLE_X64": found["x64"],
         "JAX_DEFAULT_MATMUL_PRECISION": found["matmul_precision"],
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
-        "What jaxbn.implementations() gives": jaxbn.implementations(),
-        "JAXBN_IMPLEMENTATION": os.environ.get("JAXBN_IMPLEMENTATION"),
+        "XLA_FLAGS": found["xla_flags"],
+        "What jaxbn.implementations() gives": found["implementations"],
+        "JAXBN_IMPLEMENTATION": found["implementation"],
     }
 
 

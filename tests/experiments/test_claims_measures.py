@@ -65,7 +65,7 @@ def test_rates_at_the_edge_of_their_grid_are_counted():
             }
 
     table = Table([*rows("a", 0.2), *rows("b", 0.4, size=2), *rows("b", 0.2, size=8)])
-    found = readouts.at_edge(table, ("a", "b"))
+    found = dict(table.rates())
     assert found == {"a": False, "b, size 2": True, "b, size 8": False}
 
 

@@ -105,13 +105,14 @@ class Table:
             groups: dict[str, dict[str, Any]] = {}
             for cell in self.cells(arm):
                 others = {key: value for key, value in cell.items() if key != "lr"}
-                groups.setdefault(str(others), others)
+                name = ", ".join([arm, *(f"{k} {v}" for k, v in others.items())])
+                groups.setdefault(name, others)
             for name, others in groups.items():
                 rows = self._of(arm, others)
                 grid = {row["cell"].get("lr") for row in rows}
                 if None not in grid and len(grid) > 1 and by in rows[0]["metrics"]:
                     best = self.best(arm, by, **others)["lr"]
-                    yield f"{arm} {name}", best in (min(grid), max(grid))
+                    yield name, best in (min(grid), max(grid))
 
     def diverged(self) -> int:
         """Returns how many runs diverged, in all arms and cells."""
