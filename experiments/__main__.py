@@ -104,13 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *options = list(sys.argv[1:] if arguments is None else arguments) or [
         "--help"
     ]
-    if name in ("-h", "--help", "--version"):
-        about = importlib.import_module("jaxbn").__version__
-        print(f"jaxbn {about}" if name == "--version" else _usage())
+    if name == "--version":
+        print(f"jaxbn {importlib.import_module('jaxbn').__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print(_usage())
         return 0
     if supervise.wanted(options):
         return supervise.supervise([name, *options])
     supervise.end_with_parent()
+    if arguments is None and memory.RETURN not in options:
+        memory.keep()  # of a process of its own; a caller decides for itself
     try:
         return _run(name, [word for word in options if word != memory.RETURN])
     except UserError as error:
@@ -185,6 +189,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    if memory.RETURN not in sys.argv:
-        memory.keep()
     sys.exit(main())
