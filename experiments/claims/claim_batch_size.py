@@ -38,7 +38,7 @@ SIZES = (2, 8, 32)
 VALUES = {"conv": 5, "dense": 1}  # per feature and example, in the last hidden layer
 EXAMPLES, UPDATES = 8192, 4096  # the updates of size 2, then of size 32 as well
 CHANNELS = (16, 16, 16)
-RATES = (0.1, 0.3, 1.0, 3.0)  # for 32 examples; the last one not for long runs
+RATES = (0.1, 0.3, 1.0, 3.0)  # for 32 examples
 
 
 def measure(arm: str, setting: Setting) -> list[Row]:
@@ -47,7 +47,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
     net = conv(norm, channels=CHANNELS) if kind == "conv" else mlp(norm)
     found = []
     for size, steps in lengths(arm):
-        rates = setting.pick((0.3,), RATES[: 3 if size * steps > EXAMPLES else 4])
+        rates = setting.pick((0.3,), RATES)
         plan = Plan(
             net,
             splits.mnist1d(starts=setting.starts, seed=setting.seed),
@@ -58,6 +58,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
             batch=size,
             evals=1,
             seed=setting.seed,
+            cooled=True,
         )
         outcome = train(plan)
         if arm == "bn conv":

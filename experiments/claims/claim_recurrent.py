@@ -7,14 +7,15 @@ say that layer normalization may work better.
 
 Measured: MNIST-1D (20,000 training rows) as a sequence of 10 steps of 4 numbers, an
 LSTM of 24 units (`experiments.nets.lstm` where it is normalized), RMSProp, best of
-three learning rates that fall to zero: plain; batch normalization with gamma 0.1 and
+four learning rates that fall to zero: plain; batch normalization with gamma 0.1 and
 with gamma 1; layer normalization of what comes from the last output and of the cell
 (around the inputs too, as published, it takes the size from four numbers, which is what
 tells noise from signal here: 37 % with seed 0). Final accuracy decides; the mean
 accuracy over training, which is speed, is beside it. The plain LSTM must reach 88 %, as
 published for recurrent nets, or nothing is decided.
 
-Refuted if: batch normalization ends two points of test accuracy below the plain LSTM.
+Refuted if: batch normalization does not end five points of test accuracy above the
+plain LSTM, which is what was published for permuted MNIST (90.2 to 95.4 %).
 
 Command: python -m experiments run recurrent --preset quick
 Runtime: quick about 500 s of one core.
@@ -42,7 +43,7 @@ def measure(arm: str, setting: Setting) -> list[Row]:
         splits.mnist1d(
             starts=setting.starts, seed=setting.seed, train=20_000, test=4000
         ),
-        cells=[{"lr": lr} for lr in setting.pick((0.1,), (0.03, 0.1, 0.3))],
+        cells=[{"lr": lr} for lr in setting.pick((0.1,), (0.02, 0.05, 0.1, 0.2))],
         steps=setting.pick(20, 1600),
         batch=64,
         evals=setting.pick(2, 8),

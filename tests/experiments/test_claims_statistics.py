@@ -179,6 +179,8 @@ def test_the_number_of_starts_that_is_needed_has_the_power_that_is_promised():
         ("100 x", "points", (0.07, -0.005, 0.14), "7 points [-0.5 to 14]"),
         ("10^x", "times less", (3.0, 2.0, 400.0), "1000 times less [100 to ∞]"),
         ("x", "decades", (0.5, -np.inf, np.nan), "0.5 decades [-∞ to ?]"),
+        ("1 - x", "times as many", (-63, -63, -63), "64 times as many [64 to 64]"),
+        ("-x", "deviations", (-0.5, -0.75, 0.0), "0.5 deviations [0.75 to 0]"),
     ],
 )
 def test_effects_are_told_in_words_with_their_unit(shown, unit, values, expected):

@@ -43,7 +43,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
     measure: str
     unit: str
     least: float
-    shown: Literal["x", "100 x", "2^x", "10^x"] = "x"
+    shown: Literal["x", "100 x", "2^x", "10^x", "-x", "1 - x"] = "x"
     scale: Annotated[float, msgspec.Meta(gt=0)] | None = None
     kind: Kind = "effect"
     design: str = ""

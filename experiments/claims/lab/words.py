@@ -11,6 +11,8 @@ _SHOWN: dict[str, Callable[[float], float]] = {
     "100 x": lambda x: 100 * x,
     "2^x": lambda x: 2**x,
     "10^x": lambda x: 10**x,
+    "-x": lambda x: 0.0 - x,
+    "1 - x": lambda x: 1 - x,
 }
 
 
