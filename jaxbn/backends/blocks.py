@@ -32,15 +32,15 @@ def moments_of_blocks(
     if any(isinstance(x.shape[i], int) and x.shape[i] == 0 for i in inner):
         x = jnp.zeros([1 if i in inner else n for i, n in enumerate(x.shape)], x.dtype)
         where = jnp.zeros((1,) * x.ndim, bool)
-    if where is not None and any(where.shape[i] != 1 for i in inner):
-        pivot = _pivot(x, where.astype(bool), inner)
+    counts = None if where is None else lax.stop_gradient(where).astype(bool)
+    if counts is not None and any(counts.shape[i] != 1 for i in inner):
+        pivot = _pivot(x, counts, inner)
     else:
         # The only slice of `x`: with a second one a TPU copies it to another layout.
         pivot = first(x, inner)
     pivot, unit = pivot.astype(wide), _unit(pivot)
     distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
-    if where is not None:
-        distance = counted(distance, where.astype(bool))
+    distance = counted(distance, counts)
     if unit is not None:
         # Both sums are of one array: XLA:GPU then computes them in one kernel.
         distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)

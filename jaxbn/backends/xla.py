@@ -54,13 +54,14 @@ def _moments(x, where, *, axes, devices):
         return terms.sum([i + 1 for i in over], keepdims=True)
 
     shape = blocks.m2.shape
-    known = isinstance(blocks.count, int)
+    number = math.prod(shape[i] for i in over)
+    known = isinstance(blocks.count, int) and isinstance(number, int)
     # On other devices, another block would be the first.
     local = not (together or is_explicit(x)) and 0 not in shape
     found = merged(
         blocks,
         total,
-        math.prod(shape[i] for i in over) if known else None,
+        number if known else None,  # else one of them is symbolic, or masked
         # Where XLA partitions the program, the sum is an all-reduce of float32.
         encoded=together,
         near=functools.partial(first, axes=over) if local else None,

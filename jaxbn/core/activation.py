@@ -1,16 +1,18 @@
 """Activations: which function is meant, that it is elementwise, and where it runs."""
 
+import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 
 from jaxbn.backends.contract import statistics_type
+from jaxbn.core.positions import mixing
 from jaxbn.core.types import Activation
 from jaxbn.core.values import is_function, shown
 
@@ -21,12 +23,6 @@ _NAMED = {
     "gelu": jax.nn.gelu,
     "leaky_relu": jax.nn.leaky_relu,
 }
-# What moves values without changing their number; sums and slices change it.
-_MOVING = {
-    "concatenate", "conv_general_dilated", "cumlogsumexp", "cummax", "cummin",
-    "cumprod", "cumsum", "dot_general", "dynamic_slice", "dynamic_update_slice",
-    "fft", "gather", "rev", "scatter", "scatter-add", "sort", "top_k", "transpose",
-}  # fmt: skip
 
 
 def function_of(value: Activation) -> Callable | None:
@@ -45,6 +41,21 @@ def function_of(value: Activation) -> Callable | None:
 def is_named(function: Any) -> bool:
     """Tells whether an activation is none, or one of those with a name."""
     return function is None or any(function is known for known in _NAMED.values())
+
+
+class _Mapped(NamedTuple):
+    """A function of a user, for an array with one more axis in front."""
+
+    function: Callable[[Array], Array]
+
+    def __call__(self, values: Array) -> Array:
+        return jax.vmap(self.function)(values)
+
+
+def mapped(function: Any) -> Any:
+    """The same activation for an array with one more axis in front."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    return function if is_named(inner) else _Mapped(function)
 
 
 def name_of(function: Any) -> str:
@@ -106,53 +117,13 @@ def _traced(function: Callable, x: Array) -> ClosedJaxpr:
         return out
 
     program = jax.make_jaxpr(checked)(jax.ShapeDtypeStruct(x.shape, statistics_type(x)))
-    mixing = _mixing(program.jaxpr, [True])
-    if mixing is not None:
+    operation = mixing(program.jaxpr)
+    if operation is not None:
         raise ValueError(
             f"`activation` must be elementwise, got {name_of(function)} with the "
-            f"operation {mixing}. Apply it to the result."
+            f"operation {operation}. Apply it to the result."
         )
     return program
-
-
-def _mixing(program: Jaxpr, given: Sequence[bool]) -> str | None:
-    """An operation on the values that mixes positions, or None.
-
-    Args:
-        program: of the activation, or a part of it.
-        given: of each operand, whether it has the values.
-    """
-    values = {v for v, of in zip(program.invars, given, strict=True) if of}
-    for equation in program.eqns:
-        operands = equation.invars
-        used = [not isinstance(v, Literal) and v in values for v in operands]
-        name = equation.primitive.name
-        if not any(used) or name == "pallas_call":
-            continue
-        values.update(equation.outvars)
-        parts = list(_parts(equation.params))
-        # The first operands, of which a part has none, choose a branch or an end.
-        found = [_mixing(part, used[-len(part.invars) :]) for part in parts]
-        if not parts:
-            sizes = {_size(v) for v, of in zip(operands, used, strict=True) if of}
-            changed = any(_size(v) not in sizes for v in equation.outvars)
-            moved = name in _MOVING and used[0]
-            found = [name if changed or moved else None]
-        if any(found):
-            return next(filter(None, found))
-    return None
-
-
-def _size(variable: Any) -> int:
-    return variable.aval.size
-
-
-def _parts(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The programs within an operation, but for the condition of a loop."""
-    for key, value in params.items():
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, ClosedJaxpr | Jaxpr) and key != "cond_jaxpr":
-                yield part.jaxpr if isinstance(part, ClosedJaxpr) else part
 
 
 def _has_tangent(function: Callable, x: Array) -> bool:

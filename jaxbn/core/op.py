@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import Kernels
+from jaxbn.backends.contract import Gate, Kernels
 from jaxbn.core import activation, interpreters, placement
 
 
@@ -164,8 +164,16 @@ class Op:
 
         operands = map(lead, names, operands, dims)
         axes = (0, *(axis + 1 for axis in axes))
+        params = {name: _mapped(value) for name, value in params.items()}
         results = self.primitive.bind(*operands, present=present, axes=axes, **params)
         return results, [0] * len(results)
+
+
+def _mapped(value: Any) -> Any:
+    """A parameter of an op for operands with one more axis in front."""
+    if isinstance(value, Gate):
+        return value._replace(activation=activation.mapped(value.activation))
+    return activation.mapped(value) if callable(value) else value
 
 
 def _is_exported(context: mlir.ModuleContext) -> bool:

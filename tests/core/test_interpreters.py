@@ -50,6 +50,10 @@ SERIES = {
         functools.partial(ours, where=MASK),
         functools.partial(plain, where=1.0 * MASK),
     ),
+    "weights": (
+        functools.partial(ours, weights=0.5 * MASK),
+        functools.partial(plain, where=1.0 * MASK),
+    ),
     "silu": (
         functools.partial(ours, activation="silu"),
         lambda x: jax.nn.silu(plain(x)),

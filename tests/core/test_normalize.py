@@ -195,6 +195,24 @@ def test_an_activation_may_have_a_rule_for_reverse_mode_alone():
     chex.assert_trees_all_close(*gradients(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
+def test_training_may_have_a_batch_of_any_size(shape):
+    (rows,) = jax.export.symbolic_shape("rows")
+
+    def layer(x):
+        y, pull, new = jax.vjp(
+            lambda x: jaxbn.batch_norm(x, jaxbn.init_state(3)), x, has_aux=True
+        )
+        return y, pull(y)[0], new
+
+    x = jax.ShapeDtypeStruct((rows, *shape), jnp.float32)
+    exported = jax.export.export(jax.jit(layer))(x)
+    x = draw((7, *shape), mean=3)
+    found, want = exported.call(x), jax.jit(layer)(x)
+    np.testing.assert_allclose(found[0], reference.batch_norm(x), atol=1e-5)
+    chex.assert_trees_all_close(found, want, atol=1e-5)
+
+
 def test_sizes_may_be_symbols_where_there_is_a_mask():
     (rows,) = jax.export.symbolic_shape("rows")
     x, where = (
