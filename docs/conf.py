@@ -1,5 +1,6 @@
 """The documentation: `sphinx-build -W docs build/docs`, without a network."""
 
+import importlib.util
 import inspect
 import os
 import re
@@ -33,8 +34,14 @@ intersphinx_mapping = {
     "flax": ("https://flax.readthedocs.io/en/stable", None),
 }
 
-# The examples run in tests/test_docs.py, in one process.
-nb_execution_mode = "off"
+# Examples run when the pages are made, which show what they print.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+# Servers that build documentation lack it.
+if importlib.util.find_spec("torch") is None:
+    nb_execution_excludepatterns = ["examples/torch.md"]
 myst_enable_extensions = [
     "amsmath",
     "attrs_inline",

@@ -18,6 +18,7 @@ MOBILENETV2 = (
 DENSE = ((256, 512), (1024, 1024), (4096, 1024), (8192, 1024))
 ODD = ((1000, 17), (333, 1001), (5, 7, 9, 11, 13), (1, 100_000, 3), (64, 1))
 DTYPES = ("float32", "bfloat16")
+EPSILON, MOMENTUM = 1e-5, 0.99
 
 # Passes over an array of the size of x that nobody can save: x is read twice where the
 # statistics are needed first, the backward pass reads x and dy twice and writes dx.

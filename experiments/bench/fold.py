@@ -12,7 +12,7 @@ from flax import nnx
 import jaxbn.deploy
 import jaxbn.nnx
 from experiments.bench import main as bench
-from experiments.bench.turns import in_turns
+from experiments.bench.turns import in_turns, spread
 from experiments.common.tables import markdown
 from experiments.nets.resnet import Layers, NnxResNet
 
@@ -44,8 +44,9 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     folded, report = jaxbn.deploy.fold_nnx(model, x[:1])
     models = {"as trained": model, "folded": folded}
     functions = {name: _run(model, x) for name, model in models.items()}
-    spreads = in_turns(functions, seconds=10 if config.quick else 40)
-    times = {name: spread["median"] for name, spread in spreads.items()}
+    rounds = in_turns(functions, seconds=10 if config.quick else 40)
+    spreads = {name: spread(values) for name, values in rounds.items()}
+    times = {name: found["median"] for name, found in spreads.items()}
     ratio = times["as trained"] / times["folded"]
     record = {
         "shape": shape,

@@ -1,7 +1,8 @@
 """Time of one layer beside other libraries, and its share of the memory floor.
 
 The floor of an operation is the bytes it must move, at the speed of a copy measured in
-the same turns. Ratios are of medians: above one, jaxbn is faster.
+the same turns. The prediction is of the bytes that the compiled program says it moves.
+Ratios are of medians: above one, jaxbn is faster.
 """
 
 import math
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import jaxbn
 from experiments.bench import main as bench
 from experiments.bench.cases import Case, plan
+from experiments.bench.compilers import hlo
 from experiments.bench.peers import runs
-from experiments.bench.turns import in_turns
+from experiments.bench.turns import in_turns, spread
 from experiments.common.progress import StepProgress
 from experiments.common.tables import markdown
 
@@ -42,11 +44,18 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
 
 
 def _record(case: Case, *, seconds: float) -> dict:
-    times = in_turns(runs(case), seconds=seconds)
+    functions = runs(case)
+    rounds = in_turns(functions, seconds=seconds)
+    times = {name: spread(values) for name, values in rounds.items()}
     mine = times["jaxbn"]["median"]
     ratios = {name: time["median"] / mine for name, time in times.items()}
     copy = times["copy"]["median"]
-    moved = 2 * math.prod(case.shape) * jnp.dtype(case.dtype).itemsize
+    size = math.prod(case.shape) * jnp.dtype(case.dtype).itemsize
+    moved = {
+        name: hlo.counts(run.program.as_text() or "").bytes / size
+        for name, run in functions.items()
+        if run.program is not None
+    }
     return {
         "group": case.group,
         "shape": list(case.shape),
@@ -55,8 +64,10 @@ def _record(case: Case, *, seconds: float) -> dict:
         "activation": case.activation,
         "milliseconds": times,
         "ratios": ratios,
+        "bytes / x": moved,
+        "predicted": {n: m / 2 * copy / times[n]["median"] for n, m in moved.items()},
         "floor": case.floor / 2 * copy / mine,
-        "copy, GB/s": 1e-6 * moved / copy,
+        "copy, GB/s": 1e-6 * 2 * size / copy,
     }
 
 
@@ -74,6 +85,7 @@ def _summary(records: list[dict]) -> str:
     header = ["type", "operation", "activation", "shapes"]
     header += [f"{name} / jaxbn" for name in PEERS]
     header += ["smallest xla / jaxbn", "share of the floor"]
+    header += ["jaxbn: bytes / x", "predicted / measured", "flax: the same two"]
     rows = []
     chosen = list(filter(_is_bar, records))
     for key in dict.fromkeys(map(_key, chosen)):
@@ -82,10 +94,17 @@ def _summary(records: list[dict]) -> str:
         least = min(r["ratios"]["xla"] for r in mine)
         floor = geometric_mean(r["floor"] for r in mine)
         figures = [*means, f"{least:.2f}", f"{100 * floor:.0f} %"]
+        figures += [*_predicted(mine, "jaxbn"), ", ".join(_predicted(mine, "flax"))]
         rows.append([*key, str(len(mine)), *figures])
     lines = markdown(header, rows)
     everyone = [r for r in records if r["group"] == "all libraries"]
     return f"{lines}\n\n{_others(everyone)}" if everyone else lines
+
+
+def _predicted(records: list[dict], name: str) -> list[str]:
+    """Geometric means of the bytes over x, and of predicted over measured times."""
+    kinds = ("bytes / x", "predicted")
+    return [f"{geometric_mean(r[kind][name] for r in records):.2f}" for kind in kinds]
 
 
 def _others(records: list[dict]) -> str:

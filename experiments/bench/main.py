@@ -35,16 +35,16 @@ class BenchConfig:
         tyro.conf.Positional,
     ] = "accuracy"
     """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of one
-    layer on the activations of ResNet-50, MobileNetV2 and dense nets; step: time of a
-    ResNet-20 training step; memory: bytes of a ResNet-50 training step; fold: inference
-    of a ResNet-50 with and without its batch normalization folded into the
-    convolutions; scale: time of a ResNet-20 training step on eight simulated
-    devices; compiled: what is moved by layers and ResNet-50 steps compiled for an H100
-    and for TPUs that are not here."""
+    layer on the activations of ResNet-50, MobileNetV2 and dense nets; step: time of
+    training steps of ResNet-20 and ResNet-50; memory: bytes of a ResNet-50 training
+    step; fold: inference of a ResNet-50 with and without its batch normalization
+    folded into the convolutions; scale: time of a ResNet-20 training step on eight
+    simulated devices; compiled: what is moved by layers and ResNet-50 steps compiled
+    for an H100 and for TPUs that are not here."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
     batch: Positive = 8
-    """Examples a batch, for `memory` and `fold`."""
+    """Examples a batch, for `memory`, `fold` and the ResNet-50 of `step`."""
     only: tuple[str, ...] = ()
     """Patterns of the names of programs, for `compiled`, such as 'v5e/step/*'."""
     max_batch: bool = False

@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.bench.cases import Case
-
-EPSILON, MOMENTUM = 1e-5, 0.99
-Run = Callable[[], object]
+from experiments.bench import pytorch
+from experiments.bench.cases import EPSILON, MOMENTUM, Case
+from experiments.bench.turns import Run
 
 
 def builders(case: Case) -> dict[str, Callable]:
     """The libraries that take part in a case; those not installed are left out."""
     xla = functools.partial(_jaxbn, implementation="xla")
     found = {"jaxbn": _jaxbn, "xla": xla, "flax": flax}
-    if _torch_device():
-        found["torch"] = _torch
+    if pytorch.device():
+        found["torch"] = pytorch.layer
     if case.everyone:
         others = {"nnx": _nnx, "haiku": _haiku, "equinox": _equinox, "keras": _keras}
         found |= {n: b for n, b in others.items() if n == "nnx" or _installed(n)}
@@ -48,29 +47,19 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _torch_device() -> str | None:
-    """Tells whether PyTorch runs on the device of JAX, which a comparison needs."""
-    if not _installed("torch"):
-        return None
-    import torch
-
-    found = {"cpu": "cpu"} | ({"gpu": "cuda"} if torch.cuda.is_available() else {})
-    return found.get(jax.default_backend())
-
-
 def _copy(x: jax.Array) -> Run:
     """A copy where x is; on a CPU by all threads between two arrays that exist."""
     if jax.default_backend() != "cpu":
         copied = jax.jit(jnp.copy)
-        return lambda: jax.block_until_ready(copied(x))
+        return Run(lambda: jax.block_until_ready(copied(x)))
     if _installed("torch"):
         import torch
 
         source = torch.from_numpy(np.array(x).view(np.uint8).reshape(-1))
         target = torch.empty_like(source)
-        return lambda: target.copy_(source)
+        return Run(lambda: target.copy_(source))
     copy = np.empty_like(values := np.array(x).view(np.uint8))
-    return lambda: np.copyto(copy, values)
+    return Run(lambda: np.copyto(copy, values))
 
 
 def _compiled(case: Case, forward, params, x, dy, added) -> Run:
@@ -84,7 +73,8 @@ def _compiled(case: Case, forward, params, x, dy, added) -> Run:
         function, arguments = jax.jit(both), (params, x, added, dy)
     else:
         function, arguments = jax.jit(forward), (params, x, added)
-    return lambda: jax.block_until_ready(function(*arguments))
+    program = function.lower(*arguments).compile()
+    return Run(lambda: jax.block_until_ready(program(*arguments)), program)
 
 
 def _finish(y, case: Case, added):
@@ -212,39 +202,3 @@ def _keras(case: Case, x, dy, added) -> Run:
         return _finish(y, case, added), new
 
     return _compiled(case, forward, params, x, dy, added)
-
-
-def _torch(case: Case, x, dy, added) -> Run:
-    """Channels last in memory, which PyTorch is fastest with."""
-    import torch
-
-    device = _torch_device()
-
-    def tensor(array):
-        wide = torch.from_numpy(np.array(array, np.float32))
-        moved = wide.to(device, getattr(torch, case.dtype))
-        order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
-        return moved.permute(order)  # strides of channels last
-
-    kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
-    kind = getattr(torch.nn, kinds[x.ndim])
-    layer = kind(case.shape[-1], eps=EPSILON, momentum=1 - MOMENTUM)
-    layer.to(device)
-    layer.train(case.operation != "inference")
-    backward = case.operation == "forward+backward"
-    values = tensor(x).requires_grad_(backward)
-    cotangent = tensor(dy) if backward else None
-    other = None if added is None else tensor(added).requires_grad_(backward)
-    inputs = [values, layer.weight, layer.bias, *([] if other is None else [other])]
-
-    def run():
-        with torch.set_grad_enabled(backward):
-            y = layer(values)
-            y = y if other is None else y + other
-            y = y if case.activation == "none" else torch.relu(y)
-        results = y, torch.autograd.grad(y, inputs, cotangent) if backward else None
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return results
-
-    return run

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import main as bench
-from experiments.bench.turns import in_turns
+from experiments.bench.turns import in_turns, spread
 from experiments.common.tables import markdown
 from experiments.scale import config as scale_config
 from experiments.scale.layout import Layout, make_layout, simulated
@@ -35,7 +35,8 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
             for parallel in PARALLEL
             for norm in NORMS
         }
-        times = in_turns(functions, seconds=15 if config.quick else 45)
+        rounds = in_turns(functions, seconds=15 if config.quick else 45)
+        times = {name: spread(values) for name, values in rounds.items()}
         medians = {name: time["median"] for name, time in times.items()}
         ratios = {
             parallel: medians[f"{parallel}, flax"] / medians[f"{parallel}, jaxbn"]
@@ -63,22 +64,23 @@ def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int
         data_devices=len(devices),
         axis_name=layout.axis_name,
     )
-    return trained(network, layout)
+    return trained(network, layout, (BATCH, 32, 32, 3))
 
 
-def trained(network: Network, layout: Layout):
+def trained(network: Network, layout: Layout, images: tuple[int, ...]):
     """A function that trains a network one step further at every call.
 
-    The images are of CIFAR's size; it returns the loss.
+    The images have that shape and ten classes; it returns the loss.
     """
-    optimizer = make_optimizer(scale_config.Optimizer(batch_size=BATCH))
-    one = Step(network, optimizer, BATCH, axis_name=layout.axis_name)
+    rows = images[0]
+    optimizer = make_optimizer(scale_config.Optimizer(batch_size=rows))
+    one = Step(network, optimizer, rows, axis_name=layout.axis_name)
     state = layout.init(one.init, 0)
     generator = np.random.default_rng(0)
     batch = layout.put_batch(
         {
-            "image": generator.standard_normal((BATCH, 32, 32, 3), np.float32),
-            "label": generator.integers(0, 10, BATCH, np.int32),
+            "image": generator.standard_normal(images, np.float32),
+            "label": generator.integers(0, 10, rows, np.int32),
         }
     )
     compiled = layout.spread(one, state).lower(state, batch).compile()

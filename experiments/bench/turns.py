@@ -1,8 +1,10 @@
 """Times of several functions that run in turns, in random order."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 LEAST, MOST = 5, 25
@@ -10,10 +12,25 @@ LEAST, MOST = 5, 25
 _PAUSE = 0.02
 
 
+class Run(NamedTuple):
+    """One of those that take turns.
+
+    Attributes:
+        call: runs it once, and waits for the result.
+        program: what JAX compiled; None of another library.
+    """
+
+    call: Callable[[], object]
+    program: jax.stages.Compiled | None = None
+
+    def __call__(self) -> object:
+        return self.call()
+
+
 def in_turns(
     functions: Mapping[str, Callable[[], object]], *, seconds: float
-) -> dict[str, dict[str, float]]:
-    """Median and quartiles of every function, in milliseconds.
+) -> dict[str, list[float]]:
+    """Returns the milliseconds of every function in every round.
 
     Rounds are repeated for about `seconds`, at least 5 and at most 25 times, each in a
     random order, so that no function always follows the same one.
@@ -32,10 +49,11 @@ def in_turns(
             start = time.perf_counter()
             functions[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: _spread(values) for name, values in times.items()}
+    return times
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Returns the median and the quartiles."""
     quartiles = np.percentile(values, (25, 50, 75))
     names = ("lower quartile", "median", "upper quartile")
     return dict(zip(names, map(float, quartiles), strict=True))

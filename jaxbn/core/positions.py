@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from jaxbn.core import moving
@@ -23,7 +24,7 @@ _ELEMENTWISE = {
     "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "imag", "integer_pow",
     "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to",
     "max", "min", "mul", "mulhi", "name", "ne", "neg", "nextafter", "not", "or",
-    "polygamma", "population_count", "pow", "pvary", "random_gamma", "real",
+    "polygamma", "polynomial", "population_count", "pow", "pvary", "real",
     "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt",
     "select_n", "sharding_constraint", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
@@ -96,25 +97,39 @@ def _open(program: ClosedJaxpr | Jaxpr) -> Jaxpr:
 
 def _cond(equation, operands):
     index, *given = operands
-    branches = [_results(b.jaxpr, given) for b in equation.params["branches"]]
+    branches = [_results(_open(b), given) for b in equation.params["branches"]]
     if index is not None:
         raise MixedError("cond")
     return [joined("cond", of) for of in zip(*branches, strict=True)]
+
+
+def _composed(equation, operands):
+    """An operation that says what it consists of, as `searchsorted` since JAX 0.12."""
+    whole = equation.params["_prim"]
+
+    def parts(*values):
+        return whole.expand(*jax.tree.unflatten(whole.in_tree, values))
+
+    return _results(jax.make_jaxpr(parts)(*whole.in_avals_flat).jaxpr, operands)
 
 
 def _while(equation, operands):
     params = equation.params
     first = params["cond_nconsts"]
     consts, carry = _split(operands[first:], params["body_nconsts"])
-    return _fixed("while", params["body_jaxpr"].jaxpr, consts, carry, [])[0]
+    return _fixed("while", _open(params["body_jaxpr"]), consts, carry, [])[0]
 
 
 def _scan(equation, operands):
     params = equation.params
-    consts, rest = _split(operands, params["num_consts"])
-    carry, sequences = _split(rest, params["num_carry"])
+    if "num_consts" in params:
+        sizes = params["num_consts"], params["num_carry"]
+    else:  # since JAX 0.12
+        sizes = [len(list(part.vals)) for part in params["ft_in"].unpack()]
+    consts, rest = _split(operands, sizes[0])
+    carry, sequences = _split(rest, sizes[1])
     rows = [None if axes is None else axes[1:] for axes in sequences]
-    found, results = _fixed("scan", params["jaxpr"].jaxpr, consts, carry, rows)
+    found, results = _fixed("scan", _open(params["jaxpr"]), consts, carry, rows)
     # A loop over positions: each row of the results is of one row of the values.
     along = any(axes is not None and axes[0] for axes in sequences)
     others = [*consts, *found, *(axes for axes in sequences if axes and not axes[0])]
@@ -139,6 +154,7 @@ def _split(values, count: int):
 
 _RULES: dict[str, Callable[[Any, Any], Sequence[Axes]]] = {
     **moving.RULES,
+    "call_hi_primitive": _composed,
     "cond": _cond,
     "debug_callback": lambda equation, operands: [],
     "debug_print": lambda equation, operands: [],

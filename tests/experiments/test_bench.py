@@ -124,8 +124,12 @@ def test_layer_prints_means_and_writes_records_and_a_plot(
     ratio = times["flax"]["median"] / times["jaxbn"]["median"]
     assert first["ratios"]["flax"] == ratio
     assert f"| {ratio:.2f} |" in printed
-    copies = 8 / 2 * times["copy"]["median"]
-    assert first["floor"] == pytest.approx(copies / times["jaxbn"]["median"])
+    copy = times["copy"]["median"]
+    assert first["floor"] == pytest.approx(8 / 2 * copy / times["jaxbn"]["median"])
+    moved = first["bytes / x"]["flax"]
+    assert moved >= 8 and "torch" not in first["bytes / x"]
+    predicted = moved / 2 * copy / times["flax"]["median"]
+    assert first["predicted"]["flax"] == pytest.approx(predicted)
     assert (tmp_path / "layer.png").stat().st_size > 1000
     assert "all libraries" not in (tmp_path / "layer.md").read_text().splitlines()[0]
 
@@ -151,3 +155,8 @@ def test_turns_have_a_random_order(monkeypatch):
     rounds = [timed[i : i + 2] for i in range(0, len(timed), 2)]
     assert len(rounds) == 40 and set(rounds) == {"ab", "ba"}
     assert any(timed[i : i + 3] == "aba" for i in range(78))
+
+
+def test_ratios_have_quartiles():
+    ratio = bench_turns.spread(np.array([2.0, 4.0, 6.0]) / [1.0, 1.0, 2.0])
+    assert ratio == {"lower quartile": 2.5, "median": 3.0, "upper quartile": 3.5}

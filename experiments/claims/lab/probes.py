@@ -1,5 +1,7 @@
 """Measurements inside a net, while it trains or before."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,9 @@ def _taps(model: Model, view: View) -> list[Array]:
 def looks_normal(inputs: np.ndarray) -> np.ndarray:
     """Returns the share of units whose inputs may be normal, (starts, cells, evals)."""
     safe = np.nan_to_num(inputs + 1e-9 * np.arange(inputs.shape[-2])[:, None])
-    return (stats.normaltest(safe, axis=-2).pvalue > 0.05).mean(-1)
+    with warnings.catch_warnings():  # about units that are constant, so not normal
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return (stats.normaltest(safe, axis=-2).pvalue > 0.05).mean(-1)
 
 
 def smoothness(model: Model, view: View, *, distances: np.ndarray) -> dict[str, Array]:

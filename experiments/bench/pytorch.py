@@ -1,0 +1,55 @@
+"""One layer by PyTorch, on a CPU or a GPU."""
+
+import importlib.util
+
+import jax
+import numpy as np
+
+from experiments.bench.cases import EPSILON, MOMENTUM, Case
+from experiments.bench.turns import Run
+
+
+def device() -> str | None:
+    """Tells whether PyTorch runs on the device of JAX, which a comparison needs."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    found = {"cpu": "cpu"} | ({"gpu": "cuda"} if torch.cuda.is_available() else {})
+    return found.get(jax.default_backend())
+
+
+def layer(case: Case, x, dy, added) -> Run:
+    """Channels last in memory, which PyTorch is fastest with."""
+    import torch
+
+    here = device()
+
+    def tensor(array):
+        wide = torch.from_numpy(np.array(array, np.float32))
+        moved = wide.to(here, getattr(torch, case.dtype))
+        order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
+        return moved.permute(order)  # strides of channels last
+
+    kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
+    kind = getattr(torch.nn, kinds[x.ndim])
+    norm = kind(case.shape[-1], eps=EPSILON, momentum=1 - MOMENTUM)
+    norm.to(here)
+    norm.train(case.operation != "inference")
+    backward = case.operation == "forward+backward"
+    values = tensor(x).requires_grad_(backward)
+    cotangent = tensor(dy) if backward else None
+    other = None if added is None else tensor(added).requires_grad_(backward)
+    inputs = [values, norm.weight, norm.bias, *([] if other is None else [other])]
+
+    def run():
+        with torch.set_grad_enabled(backward):
+            y = norm(values)
+            y = y if other is None else y + other
+            y = y if case.activation == "none" else torch.relu(y)
+        results = y, torch.autograd.grad(y, inputs, cotangent) if backward else None
+        if here == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    return Run(run)
