@@ -37,7 +37,7 @@ intersphinx_mapping = {
 # Examples run when the pages are made, which show what they print.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 nb_merge_streams = True
 # Servers that build documentation lack it.
 if importlib.util.find_spec("torch") is None:

@@ -226,4 +226,5 @@ def test_an_ambiguous_choice_is_an_error():
 
 
 def test_numbers_that_are_not_finite_are_null():
-    assert plain([1.0, np.nan, np.inf, 1 / 3]) == [1, None, None, 0.333333]
+    numbers = [1.0, np.nan, np.inf, 1 / 3, 1.5e23]
+    assert str(plain(numbers)) == "[1, None, None, 0.333333, 1.5e+23]"

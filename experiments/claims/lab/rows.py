@@ -57,9 +57,10 @@ def plain(value: Any) -> Any:
     if array.ndim:
         return [plain(item) for item in array]
     short = float(f"{array:.6g}")
-    return (
-        (int(short) if short == int(short) else short) if np.isfinite(short) else None
-    )
+    if not np.isfinite(short):
+        return None
+    # Of a loss that ran away an integer would be larger than readers take.
+    return int(short) if abs(short) < 2**53 and short == int(short) else short
 
 
 def _metrics(mine: dict[str, np.ndarray]) -> dict[str, float]:
