@@ -47,7 +47,7 @@ _ALONG = {
 def mixing(program: Jaxpr) -> str | None:
     """Returns an operation of a function of one array that mixes positions, or None."""
     shape = moving.shape_of(program.invars[0])
-    if math.prod(shape) == 1:
+    if math.prod(shape) in (0, 1):
         return None
     given = tuple(n != 1 for n in shape)
     try:

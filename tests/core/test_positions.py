@@ -116,7 +116,9 @@ def test_an_operation_on_several_positions_is_found(name):
     assert mixing(program(MIXING[name]))
 
 
-def test_one_value_mixes_with_nothing():
+def test_one_value_or_none_mixes_with_nothing():
+    for shape in ((1, 1), (0, 3)):
+        assert mixing(program(ELEMENTWISE["flat"], shape)) is None
     assert mixing(program(jax.nn.softmax, (1, 1))) is None
 
 
