@@ -3,9 +3,12 @@
 import ctypes
 import platform
 
-# Parameters of mallopt(3); the largest value is that of a C int.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_SETTINGS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+# Parameters of mallopt(3); the largest value is that of a C int. One heap for all
+# threads, because those of other threads hold at most 64 MB and return what is larger.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_SETTINGS = {
+    _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _ARENA_MAX: 1
+}  # fmt: skip
 
 
 def keep_freed_memory() -> None:
@@ -15,9 +18,11 @@ def keep_freed_memory() -> None:
     every call. The GNU C library returns them to the system at once, so the next call
     pays for every page again: a layer of 26 MB takes 12,700 page faults a call, and
     none after this function. It concerns all that runs in the process, other libraries
-    included, and can be called at any time, best before the first large array.
+    included. Call it before the first array: threads that have begun keep heaps of
+    their own, which return arrays above 64 MB all the same.
 
     The price is that nothing is returned: the process stays as large as it ever was.
+    All threads share one heap, so many that allocate small objects wait for each other.
     Accelerators have their own memory, which is not concerned.
 
     Raises:

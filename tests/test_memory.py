@@ -11,29 +11,37 @@ import jaxbn
 
 HERE = "glibc" in platform.libc_ver()
 FAULTS = """
-import json, resource, jax, jax.numpy as jnp, jaxbn
+import json, resource, sys, jax, jax.numpy as jnp, jaxbn
 
-def faults():
+def faults(x):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         jax.block_until_ready(double(x))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+if "first" in sys.argv:
+    jaxbn.keep_freed_memory()
 double = jax.jit(lambda x: 2 * x)
-x = jnp.ones(10 * 2**20)  # 40 MB
-found = [faults(), faults()]
-jaxbn.keep_freed_memory()
-faults()  # each thread has its own first
-print(json.dumps([*found, faults(), faults()]))
+arrays = [jnp.ones(n * 2**20) for n in (10, 25)]  # 40 MB, and above a thread's heap
+found = [[faults(x), faults(x)][1] for x in arrays]
+if "later" in sys.argv:
+    jaxbn.keep_freed_memory()
+    found = [[faults(x), faults(x)][1] for x in arrays]
+print(json.dumps(found))
 """
 
 
 @pytest.mark.skipif(not HERE, reason="not the GNU C library")
 def test_a_large_result_costs_no_page_faults_any_more():
-    run = [sys.executable, "-c", FAULTS]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
-    _, before, _, after = json.loads(done.stdout)
-    assert before > 50_000 and after < before / 4  # a thread may begin another heap
+    found = {}
+    for when in ("never", "first", "later"):
+        run = [sys.executable, "-c", FAULTS, when]
+        done = subprocess.run(run, capture_output=True, text=True, check=True)
+        found[when] = json.loads(done.stdout)
+    small, large = found["never"]
+    assert small > 50_000 and large > 125_000
+    assert max(found["first"]) < 25_000  # the heap may grow once more
+    assert found["later"][0] < small / 4  # a thread may begin another heap
 
 
 def test_another_c_library_is_refused(monkeypatch):
