@@ -14,7 +14,7 @@ import tyro
 
 from experiments.claims import chosen
 from experiments.claims.lab import figures, forest, page, schema, store
-from experiments.claims.lab.experiment import Experiment
+from experiments.claims.lab.experiment import Experiment, blocks
 from experiments.claims.lab.table import Table
 from experiments.claims.verify import FAILED, verify
 from experiments.common import files
@@ -36,13 +36,17 @@ class ReportConfig:
     directory: tyro.conf.Positional[Path] = Path("runs/claims")
     """The `--out` of a run."""
     readme: Path | None = None
-    """Markdown file whose table after `<!-- claims of DIR -->` is written anew."""
+    """Markdown file whose table is written anew, the one after `<!-- claims of DIR -->`
+    or `<!-- claims of DIR beside OTHER -->`."""
+    beside: Path | None = None
+    """The `--out` of a run with other starts, to compare outcomes with."""
 
 
 def main(config: ReportConfig) -> int:
     """Writes the page and returns the exit code."""
     out = config.directory
-    problems = verify(out, unfinished=True)
+    runs = [out] if config.beside is None else [out, config.beside]
+    problems = [line for run in runs for line in verify(run, unfinished=True)]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         return FAILED
@@ -52,15 +56,31 @@ def main(config: ReportConfig) -> int:
     target = out / "report.html"
     files.write_bytes(target, page.page(wanted, drawn, loaded).encode())
     files.write_bytes(out / "README.md", page.summary(loaded).encode())
+    verdicts = loaded["verdicts.json"]["verdicts"]
+    other = config.beside and schema.load(config.beside / "verdicts.json")
+    if other is not None:
+        _check_other_starts(loaded["config.json"], other, config.beside)
     if config.readme is not None:
-        _update(config.readme, out, page.table(loaded["verdicts.json"]["verdicts"]))
+        _update(config.readme, runs, page.table(verdicts, other))
+    if other is not None:
+        print(f"{page.agreement(verdicts, other['verdicts'])} in {config.beside}")
     print(target)
     return 0
 
 
-def _update(readme: Path, out: Path, table: str) -> None:
-    """Replaces the table in `readme` that is of `out`."""
-    begin = f"<!-- claims of {out.as_posix()} -->\n"
+def _check_other_starts(config: dict, other: dict, beside: Path | None) -> None:
+    distance = abs(config["seed"] - other["seed"])
+    if distance < max(blocks(config["preset"])):
+        raise UserError(
+            f"`--beside` must be a run with other starts, got '{beside}' with seed "
+            f"{other['seed']} beside seed {config['seed']}. Make one with: python -m "
+            "experiments run all --seed 2000."
+        )
+
+
+def _update(readme: Path, runs: list[Path], table: str) -> None:
+    """Replaces the table in `readme` that is of `runs`."""
+    begin = f"<!-- claims of {' beside '.join(run.as_posix() for run in runs)} -->\n"
     before, found, after = readme.read_text(encoding="utf-8").partition(begin)
     if not found:
         raise UserError(

@@ -106,12 +106,13 @@ def test_the_committed_results_follow_from_their_runs(folder):
 
 
 def test_the_page_of_results_shows_the_committed_verdicts():
-    """Between `<!-- claims of DIR -->` and the next comment."""
+    """Between `<!-- claims of DIR beside OTHER -->` and the next comment."""
     if not (TOP / "results").is_dir():
         pytest.skip("not a checkout")
     text = (TOP / "results/README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"<!-- claims of (\S+) -->\n(.*?)\n<!--", text, re.DOTALL)
-    for folder, lines in shown:
-        verdicts = schema.load(TOP / folder / "verdicts.json")["verdicts"]
-        assert lines == page.table(verdicts)
-    assert len(shown) == bool(COMMITTED)
+    mark = r"<!-- claims of (\S+) beside (\S+) -->\n(.*?)\n<!--"
+    ((*folders, lines),) = re.findall(mark, text, re.DOTALL)
+    first, other = (schema.load(TOP / one / "verdicts.json") for one in folders)
+    assert lines == page.table(first["verdicts"], other)
+    assert page.agreement(first["verdicts"], other["verdicts"]) in text
+    assert [TOP / one for one in folders] == COMMITTED

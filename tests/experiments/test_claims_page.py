@@ -103,6 +103,38 @@ def test_the_table_of_a_readme_is_written_anew(reported, tmp_path, capsys):
     assert "`--readme` must have the line" in capsys.readouterr().err
 
 
+def test_another_run_stands_beside_in_the_table(reported, tmp_path, capsys):
+    words = ["run", "definitions", *COINS, "--preset", "quick", "--jobs", "1"]
+    other, readme = tmp_path / "other", tmp_path / "README.md"
+    mark = f"<!-- claims of {reported} beside {other} -->\n"
+    readme.write_text(f"{mark}<!-- end -->\n")
+    given = ["--beside", str(other), "--readme", str(readme)]
+    with pytest.MonkeyPatch.context() as patch:
+        use_coins(patch)
+        assert main([*words, "--seed", "5", "--out", str(other)]) == 0
+        assert main(["report", str(reported), *given]) == 0
+        assert (
+            "1 of 1 decided claims have the same outcome in" in capsys.readouterr().out
+        )
+        given[1] = str(reported)
+        assert main(["report", str(reported), *given]) == 2
+    first, second = (schema.load(one / "verdicts.json") for one in (reported, other))
+    shown = readme.read_text(encoding="utf-8")
+    assert shown == f"{mark}{page.table(first['verdicts'], second)}\n<!-- end -->\n"
+    assert "| seed 5 |" in shown
+    error = capsys.readouterr().err
+    assert "`--beside` must be a run with other starts, got" in error
+
+
+def test_outcomes_are_compared_where_starts_could_change_them():
+    def run(**words):
+        return [{"claim": name, "verdict": word} for name, word in words.items()]
+
+    first = run(a="supported", b="reversed", c="exact", d="undecided", e="negligible")
+    other = run(a="supported", b="supported", c="exact", d="supported", e="undecided")
+    assert page.agreement(first, other).startswith("1 of 3 decided claims")
+
+
 @pytest.mark.slow
 def test_something_to_try_prints_three_nets(capsys):
     from experiments.claims import play

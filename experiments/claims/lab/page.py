@@ -79,18 +79,41 @@ def said(verdicts: Sequence[dict]) -> dict[str, list[tuple[Quote, dict]]]:
     return {known.sources[key]: quotes for key, quotes in found.items() if quotes}
 
 
-def table(verdicts: Sequence[dict]) -> str:
-    """Returns the claims as a table in Markdown."""
+def table(verdicts: Sequence[dict], beside: dict[str, Any] | None = None) -> str:
+    """Returns the claims as a table in Markdown.
+
+    Args:
+        verdicts: of the run.
+        beside: `verdicts.json` of a run with other starts, whose outcomes get a column.
+    """
     header = ["claim", "measured", "effect [95 %]", "repeats", "published", "`run`"]
+    others = {}
+    if beside is not None:
+        header.insert(3, f"seed {beside['seed']}")
+        others = {row["claim"]: row["verdict"] for row in beside["verdicts"]}
     rows = []
     for row in verdicts:
         word, again = row["verdict"], row["repeats"]
         if row["needed"]:
             word += f" (about {row['needed']} starts would decide)"
         cells = [f"{row['claim']} {row['text']}", word, row["in_words"]]
+        cells += [others.get(row["claim"], "—")] if beside is not None else []
         cells += ["—" if again is None else f"{100 * again:.0f} %", row["published"]]
         rows.append([*cells, f"`{row['experiment']}`"])
     return markdown(header, rows)
+
+
+def agreement(verdicts: Sequence[dict], beside: Sequence[dict]) -> str:
+    """Returns how many decided claims have the same outcome in a run of other starts.
+
+    Identities and wrong wordings are not counted: no start can change them.
+    """
+    decided = {"supported", "reversed", "negligible"}
+    mine = {row["claim"]: row["verdict"] for row in verdicts}
+    mine = {claim: word for claim, word in mine.items() if word in decided}
+    others = {row["claim"]: row["verdict"] for row in beside}
+    same = sum(others.get(claim) == word for claim, word in mine.items())
+    return f"{same} of {len(mine)} decided claims have the same outcome"
 
 
 def summary(loaded: dict[str, Any]) -> str:
