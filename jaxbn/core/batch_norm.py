@@ -188,10 +188,7 @@ def _without_masked_nonfinite(layer: _Layer, inputs: _Inputs) -> _Inputs:
     x, where = inputs.x, inputs.where
     if where is None:
         return inputs
-    if jnp.iscomplexobj(x):
-        x = jnp.where(where.astype(bool), x, jnp.zeros((), x.dtype))
-    else:
-        (x,) = finite(x, where.astype(bool), **layer.params)
+    (x,) = finite(x, where.astype(bool), **layer.params)
     return inputs._replace(x=x)
 
 

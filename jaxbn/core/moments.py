@@ -128,12 +128,16 @@ def shared_moments(local: Centered, members: sync.Members | None) -> Centered:
         return local
     values = sync.merged(local.constant, members)
     # The derivative is that of plain sums about the center found, which every member
-    # knows. Where nothing is differentiated they are not computed.
-    distance = (local.center - values.center) + local.delta
+    # knows. Where nothing is differentiated they are not computed. A member whose
+    # weights are all zero has a sum of distances with a derivative, but no mean: there
+    # `delta` is that sum, and the divisor one.
     here = jnp.asarray(local.count, local.m2.dtype)
-    scale = jnp.square(local.unit * values.shrink)
-    square = local.m2 * scale + here * _squared(distance * values.shrink)
-    sums = (here * distance, square)
+    apart, inside = local.center - values.center, divisor(here) * local.delta
+    first = here * apart + inside
+    far, near, total = (p * values.shrink for p in (apart, local.delta, inside))
+    square = here * _squared(far) + (jnp.conj(2 * far + near) * total).real
+    square += local.m2 * jnp.square(local.unit * values.shrink)
+    sums = (first, square)
     if not isinstance(values.count, int):
         sums = (*sums, here + jnp.zeros_like(square))
     return with_sums(values, *sync.totals(sums, members))

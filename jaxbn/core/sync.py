@@ -35,7 +35,15 @@ def totals(vectors: tuple[Array, ...], members: Members | None) -> tuple[Array, 
         return vectors
     if len(vectors) == 1:
         return (own(total_by_group(vectors[0], members), members),)
-    return tuple(own(total_by_group(jnp.stack(vectors), members), members))
+    # Parts of complex numbers are real vectors, beside others that are real.
+    parts = [part for v in vectors for part in _parts(v)]
+    found = iter(own(total_by_group(jnp.stack(parts), members), members))
+    pairs = ([next(found) for _ in _parts(v)] for v in vectors)
+    return tuple(lax.complex(*pair) if len(pair) == 2 else pair[0] for pair in pairs)
+
+
+def _parts(vector: Array) -> list[Array]:
+    return [vector.real, vector.imag] if jnp.iscomplexobj(vector) else [vector]
 
 
 def cast_together(vectors: tuple[Array, ...], x: Array) -> tuple[Array, ...]:

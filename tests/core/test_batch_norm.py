@@ -474,6 +474,23 @@ def test_complex_input_is_normalized_by_its_modulus():
     assert new.mean.dtype == jnp.complex64 and new.var.dtype == jnp.float32
 
 
+def test_masked_positions_of_complex_input_are_normalized_like_others():
+    x = draw((8, 3), mean=2) + np.complex64(1j) * draw((8, 3), seed=3, mean=-1)
+    x[7] = np.nan
+    where, state = np.arange(8)[:, None] < 6, jaxbn.init_state(3, dtype=jnp.complex64)
+    with jax.numpy_dtype_promotion("standard"):
+        y, _ = jaxbn.batch_norm(x, state, where=where)
+        slope = jax.grad(
+            lambda x: jaxbn.batch_norm(x, state, where=where)[0][6, 0].real
+        )
+        dx = slope(x)
+    mean = x[:6].mean(0)
+    std = np.sqrt((abs(x[:6] - mean) ** 2).mean(0) + 1e-5)
+    np.testing.assert_allclose(y[:7], (x[:7] - mean) / std, rtol=1e-5)
+    np.testing.assert_allclose(dx[6, 0], 1 / std[0], rtol=1e-5)
+    assert np.isfinite(dx).all()
+
+
 def test_no_gradient_flows_into_or_out_of_the_running_state():
     x = draw((8, 3))
     state = jaxbn.BatchNormState(*np.ones((3, 3), np.float32))

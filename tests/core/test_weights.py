@@ -131,7 +131,7 @@ def moments_in_lax(x, w):
     w = jnp.broadcast_to(w, x.shape)
     n = w.sum((0, 1), keepdims=True)
     mean = (w * x).sum((0, 1), keepdims=True) / n
-    return n, mean, (w * (x - mean) ** 2).sum((0, 1), keepdims=True)
+    return n, mean, (w * jnp.abs(x - mean) ** 2).sum((0, 1), keepdims=True)
 
 
 def plain(x, w, activation):
@@ -217,6 +217,59 @@ def test_devices_with_other_weights_equal_one_device(offset):
     error = 2e-2 if offset else 1e-4
     for a, b in zip(got[:2], want[:2], strict=True):
         np.testing.assert_allclose(a, b, atol=error * np.abs(b).max())
+
+
+def identity(z):
+    return z
+
+
+def over_members(x, w, **by):
+    """What uses moments that members share; renorm without bounds is plain."""
+    state = jaxbn.init_state(3, dtype=x.dtype)
+    found = jaxbn.moments(x, weights=w, **by)
+    yield jaxbn.batch_norm(x, state, weights=w, **by)[0]
+    yield 0 * x + found.mean
+    yield 0 * x + found.m2
+    if not jnp.iscomplexobj(x):
+        variants, by = jaxbn.variants, by | {"weights": w}
+        state, bounds = variants.init_renorm_state(3), {"r_max": 1, "d_max": 0}
+        yield variants.batch_renorm(x, state, **bounds, **by)[0]
+        state = variants.init_domain_state(2, 3)
+        yield variants.domain_batch_norm(x, state, domain=0, **by)[0]
+
+
+def by_definition(x, w):
+    _, mean, m2 = moments_in_lax(x, w)
+    y = plain(x, w, identity)
+    yield from (y, 0 * x + mean, 0 * x + m2, y, y)
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_a_member_with_weights_of_zero_has_gradients_like_any_other(kind):
+    free = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with jax.enable_x64(True), free[0], free[1]:
+        x, w = batch(offset=50.0), weights_of("any", 9).astype(np.float64)
+        w[:8] = 0  # all rows of the first two of four members
+        if kind == "complex":
+            x = x * (1 - 0.5j) + 1j * batch(11)
+        ct = np.random.default_rng(10).normal(size=SHAPE)
+
+        def shared(x, w):
+            parts = (a.reshape(4, 4, *a.shape[1:]) for a in (x, w))
+            run = jax.vmap(lambda *a: [*over_members(*a, axis_name="d")], axis_name="d")
+            return [y.reshape(SHAPE) for y in run(*parts)]
+
+        def gradients(function):
+            def losses(x, w):
+                return jnp.stack(
+                    [(ct * (y.real + 2 * y.imag)).sum() for y in function(x, w)]
+                )
+
+            return jax.jit(jax.jacrev(losses, (0, 1)))(x, w)
+
+        got = gradients(shared)
+        want = gradients(lambda x, w: [*by_definition(x, w)][: len(got[1])])
+        chex.assert_trees_all_close(got, want, rtol=1e-7, atol=1e-9)
 
 
 def test_vmap_shares_weighted_statistics():
