@@ -77,7 +77,7 @@ def convert(
         if "count" in vars(new):
             for variable in _variables(new, nnx.BatchStat).values():
                 variable.set_metadata(**{COUNTED: True})
-    _put(made, model)
+    put(made, model)
     return made.get(id(model), model)
 
 
@@ -159,7 +159,7 @@ def _chosen(model: nnx.Module, only: Any) -> Iterator[tuple[str, Any]]:
     yield from meant
 
 
-def _put(made: dict[int, Any], model: Any) -> None:
+def put(made: dict[int, Any], model: Any) -> None:
     """Puts layers into all attributes, and containers there, that have the old ones."""
 
     def replaced(leaf):

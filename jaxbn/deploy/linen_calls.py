@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxbn.deploy.calls import STACKED, Call, first_of, pads
+from jaxbn.deploy.describe import Call, Heard, described
 from jaxbn.deploy.linen_model import intercept, kind_of, read
 
 
 def calls_of(module, variables, example, call) -> list[Call]:
-    """The calls in order, computing at most what changes the statistics."""
+    """The calls in order, without computing anything."""
     calls: list[Call] = []
     running: set[tuple[str, ...]] = set()
 
@@ -24,27 +23,17 @@ def calls_of(module, variables, example, call) -> list[Call]:
         running.add(path)
         y = next_call(*args, **kwargs)
         running.remove(path)
-        if (x := first_of(args, kwargs)) is not None:
-            extra = kwargs.get("residual") is not None
-            calls.append(_described(module, kind, x, y, variables, extra=extra))
+        heard = Heard(args, kwargs, y)
+        if heard.input is not None:
+            calls.append(_described(module, kind, heard, variables))
         return y
 
-    def statistics(used, example):
-        _, changed = module.apply(used, example, method=call, mutable=["batch_stats"])
-        return changed.get("batch_stats", {})
-
-    def is_untouched(used, example):
+    def listened(used, example):
         with intercept(listen):
-            new = statistics(used, example)
-        pairs = _pairs(used.get("batch_stats", {}), new)
-        untouched.append(all(a is b for a, b in pairs))
+            # Training is refused for a better reason than variables that are fixed.
+            module.apply(used, example, method=call, mutable=["batch_stats"])
 
-    untouched: list[bool] = []
-    jax.eval_shape(is_untouched, dict(variables), example)
-    # Lifted transformations return new arrays, whether or not the values are.
-    if not untouched[-1]:
-        new = jax.jit(statistics)(dict(variables), example)
-        _check_evaluation(variables.get("batch_stats", {}), new)
+    jax.eval_shape(listened, dict(variables), example)
     return calls
 
 
@@ -53,48 +42,22 @@ def norms_of(variables: Mapping[str, Any]) -> list[str]:
     return list(dict(read(variables.get("batch_stats", {}), ())))
 
 
-def _described(module, kind: str, x, y, variables, *, extra: bool) -> Call:
+def _described(module, kind: str, heard: Heard, variables) -> Call:
     path = module.scope.path
-    own = _at(variables.get("params", {}), path)
+    parameters = _at(variables.get("params", {}), path)
     statistics = _at(variables.get("batch_stats", {}), path)
-    return Call(
-        path="/".join(path),
-        kind=kind,
-        input=x,
-        output=y,
-        epsilon=getattr(module, "epsilon", 0.0),
-        axis=-2 if getattr(module, "transpose_kernel", False) else -1,
-        groups=getattr(module, "feature_group_count", 1),
-        pads=kind == "conv" and pads(module.padding),
-        has_bias="bias" in own,
-        linear=getattr(module, "activation", None) is None and not extra,
-        obstacle=_obstacle(module, kind, x, own, statistics),
+    return described(
+        "/".join(path),
+        kind,
+        module,
+        heard,
+        of=type(module),
+        arrays={**parameters, **statistics},
+        has_bias="bias" in parameters,
     )
-
-
-def _obstacle(module, kind, x, own, statistics) -> str | None:
-    if kind == "norm":
-        if statistics["mean"].ndim != 1:
-            return STACKED
-        last = module.axis in (-1, x.ndim - 1)
-        return None if last else "normalizes another axis than the last"
-    rank = 0 if kind == "dense" else np.size(module.kernel_size)
-    return None if own["kernel"].ndim == rank + 2 else STACKED
 
 
 def _at(tree: Mapping[str, Any], path) -> Mapping[str, Any]:
     for key in path:
         tree = tree.get(key, {})
     return tree
-
-
-def _pairs(old, new):
-    return zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-
-
-def _check_evaluation(old, new) -> None:
-    if not all(np.array_equal(a, b, equal_nan=True) for a, b in _pairs(old, new)):
-        raise ValueError(
-            "`call` must run the model at evaluation, got a change of "
-            "`batch_stats`. Pass a `call` with `use_running_average=True`."
-        )

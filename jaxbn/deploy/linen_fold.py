@@ -4,17 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxbn.core import trees
 from jaxbn.core.values import shown
-from jaxbn.deploy.calls import (
-    Call,
-    FoldReport,
-    Order,
-    fold_all,
-    fold_arrays,
-    tolerance_of,
-)
+from jaxbn.deploy.calls import FoldReport, Order, fold_all, folded_layer
+from jaxbn.deploy.compare import example_of, tolerance_of
+from jaxbn.deploy.describe import Call
 from jaxbn.deploy.linen_calls import calls_of, norms_of
 from jaxbn.deploy.linen_model import boxed_as, linen_module, require_variables, unboxed
 from jaxbn.deploy.model import callable_model, run
@@ -33,7 +29,10 @@ def fold_linen(
     Runs the model once to see which layer's output each batch normalization takes, and
     which layer takes its output. After each fold it compares the outputs on `example`
     with the original ones, and undoes the fold if they differ: then the value was used
-    elsewhere too.
+    elsewhere too. Layers stay, with the reason in the report, if it is not known that
+    they are an affine map with stored statistics: other classes than BatchNorm and
+    GhostBatchNorm, also subclasses, calls with `scale` or `bias`, and layers that
+    normalize with the statistics of the batch and never update.
 
     A folded layer becomes the identity, apart from a bias that the layer before it has
     no variable for, so the model runs as before. `strip_linen` removes it altogether.
@@ -44,9 +43,9 @@ def fold_linen(
         module: a linen module with Dense, Conv or ConvTranspose layers.
         variables: its variables, with "params" and "batch_stats"; boxes, as
             `nn.Partitioned`, stay around them.
-        example: a batch to compare on.
-        call: `call(module, batch)` runs the model at evaluation. Default:
-            `module(batch)`.
+        example: a batch of data to compare on; zeros would hide a difference.
+        call: `call(module, batch)` runs the model at evaluation, and returns numbers
+            that tell differences, as logits. Default: `module(batch)`.
         tolerance: largest accepted `FoldReport.error`. Default: 1e-4, or four times the
             machine epsilon of the coarsest type among the outputs and those of the
             layers if that is more: 4e-3 for float16, 0.03 for bfloat16.
@@ -57,7 +56,8 @@ def fold_linen(
     Raises:
         TypeError: if `module` is no linen module, `variables` no dictionary, `call` no
             function, `tolerance` no number, or `example` no tree of arrays.
-        ValueError: if the model normalizes with batch statistics in this call.
+        ValueError: if the model is in training in this call, `variables` have no
+            collections, or the example or the outputs are all zero.
 
     Example:
         >>> import flax.linen as nn
@@ -66,13 +66,18 @@ def fold_linen(
         >>> variables = jax.jit(net.init)(jax.random.key(0), x)
         >>> variables, report = jaxbn.deploy.fold_linen(net, variables, x)
         >>> report.folded
-        {'layers_1': Fold(layer='layers_0', order='after')}
+        {'layers_1': Fold(layer='layers_0', order='after', rest=False)}
     """
     linen_module(module, variables, "fold_nnx")
     callable_model(call)
     tolerance = tolerance_of(tolerance)
+    if not variables.keys() & {"params", "batch_stats"}:
+        raise ValueError(
+            "`variables` must have the collections 'params' and 'batch_stats', got "
+            f"{list(variables)}. Pass what `module.init` returns."
+        )
     trees.of_arrays("variables", variables)
-    example = trees.of_arrays("example", example)
+    example = example_of(example)
     plain = unboxed(variables)
     calls = calls_of(module, plain, example, call)
     outputs = jax.jit(lambda values: module.apply(values, example, method=call))
@@ -95,6 +100,7 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
     """Removes folded batch normalizations from the variables.
 
     The result is for a model without them, whose layers in `report.folded` have a bias.
+    Activations and residuals must stand in the module, and not in the layers removed.
 
     Args:
         variables: from `fold_linen`.
@@ -105,7 +111,8 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
 
     Raises:
         TypeError: if `variables` are no dictionary, or `report` no FoldReport.
-        ValueError: if a layer of the report is not there.
+        ValueError: if a layer of the report is not there or not folded, or has an
+            activation or a residual of its own, which would be lost.
 
     Example:
         >>> import flax.linen as nn
@@ -122,21 +129,37 @@ def strip_linen(variables: Mapping[str, Any], report: FoldReport) -> dict[str, A
             f"`report` must be a FoldReport, got {shown(report)}. Pass both results of "
             "`fold_linen`."
         )
-    flat = _flat(variables)
+    if more := [path for path, fold_ in report.folded.items() if fold_.rest]:
+        raise ValueError(
+            "`report` must have no layers with an activation or a residual, got "
+            f"{more}, which would lose it. Apply it in the module, after the layer, "
+            "and fold again."
+        )
+    flat, plain = _flat(variables), _flat(unboxed(variables))
     for path, fold_ in report.folded.items():
         key = tuple(filter(None, path.split("/")))
-        if ("batch_stats", *key, "mean") not in flat:
-            raise ValueError(
-                f"`variables` must contain the layers of `report`, got no {path!r}. "
-                "Pass both results of `fold_linen`."
-            )
-        left = -flat["batch_stats", *key, "mean"]
+        own = {old[-1]: value for old, value in plain.items() if old[1:-1] == key}
         name = ("params", *fold_.layer.split("/"), "bias")
-        if fold_.order == "after" and name not in flat:
-            flat[name] = left
+        if not _is_folded(own, has_shift=name not in flat):
+            raise ValueError(
+                f"`variables` must be those that `report` is of, got {path!r} that is "
+                "missing or not folded. Pass both results of `fold_linen`."
+            )
+        if name not in flat:
+            flat[name] = -own["mean"]
         for old in [k for k in flat if k[1:-1] == key]:
             del flat[old]
     return _nested(flat)
+
+
+def _is_folded(own: Mapping[str, Any], *, has_shift: bool) -> bool:
+    """Tells whether a layer is the identity, apart from a shift; epsilon is unknown."""
+    if "mean" not in own:
+        return False
+    var = own["var"]
+    one = (own.get("scale", 1) == 1) & (var == var[0]) & (var <= 1)
+    zero = (own.get("bias", 0) == 0) & (has_shift | (own["mean"] == 0))
+    return bool(jnp.all(one & zero))
 
 
 def _folded(variables, norm: Call, layer: Call, order: Order) -> dict[str, Any]:
@@ -145,9 +168,19 @@ def _folded(variables, norm: Call, layer: Call, order: Order) -> dict[str, Any]:
         {key[-1]: key for key in flat if _is_of(call, key)} for call in (norm, layer)
     ]
     own, other = ({name: flat[key] for name, key in names.items()} for names in keys)
-    both = fold_arrays(own, other, norm, layer, order)
-    for names, new in zip(keys, both, strict=True):
-        flat.update({key: new[name] for name, key in names.items()})
+    mean, var = own["mean"], own["var"]
+    kernel, bias = folded_layer(own, other, norm, layer, order)
+    # The identity, apart from a bias that the other layer has no variable for.
+    new = {
+        "mean": jnp.zeros_like(mean) if "bias" in other else -bias.astype(mean.dtype),
+        "var": jnp.ones_like(var) - norm.epsilon,
+        "scale": jnp.ones_like(own.get("scale", var)),
+        "bias": jnp.zeros_like(own.get("bias", var)),
+    }
+    for names, changed in zip(
+        keys, (new, {"kernel": kernel, "bias": bias}), strict=True
+    ):
+        flat |= {key: changed[k] for k, key in names.items() if k in changed}
     return _nested(flat)
 
 

@@ -18,8 +18,10 @@ from jaxbn.deploy.model import (
     Model,
     callable_model,
     count_of,
+    has_mode,
     is_norm,
     moments_of_call,
+    over_members,
     require_some,
     run,
     written,
@@ -122,7 +124,7 @@ def kind_of(module: Any) -> str | None:
     """Names the kind of a linen module: "norm", "dense", "conv" or "transposed"."""
     from flax import linen
 
-    if is_norm(module):
+    if has_mode(module):
         return "norm"
     kinds: dict[type, str] = {
         linen.Dense: "dense",
@@ -143,10 +145,11 @@ def _recorder() -> Callable[..., Any]:
         inside = any(other is scope for other in running)
         if context.method_name != "__call__" or inside or not is_norm(module):
             return next_call(*args, **kwargs)
+        mean = jnp.asarray(module.get_variable("batch_stats", "mean"))
         module.sow(
             _COLLECTION,
             _NAME,
-            moments_of_call(module, *args, **kwargs),
+            over_members(moments_of_call(module, *args, **kwargs), mean),
             init_fn=lambda: None,
             reduce_fn=lambda old, new: new if old is None else merge(old, new),
         )

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxbn.core import options
 from jaxbn.core.moments import moments
+from jaxbn.core.pool import pool
 from jaxbn.core.types import BatchNormState, Moments
 
 
@@ -17,7 +19,8 @@ class Model(NamedTuple):
     Attributes:
         states: running statistics of each layer, by its path, "block/norm".
         collect: `collect(states, batch)` returns the moments of what each layer sees in
-            `batch`, by path, when the model runs with `states`.
+            `batch`, by path, when the model runs with `states`; of a layer that members
+            of a `vmap` share, what all of them see.
         replace: `replace(states)` returns the model with other statistics.
     """
 
@@ -42,8 +45,12 @@ def is_norm(module: Any) -> bool:
 
     Not one of `jaxbn.variants` that keeps several statistics or sigma: it stays alone.
     """
-    named = hasattr(module, "use_running_average") and hasattr(module, "axis")
-    return named and getattr(module, "has_moments", True)
+    return has_mode(module) and getattr(module, "has_moments", True)
+
+
+def has_mode(module: Any) -> bool:
+    """Tells whether a module is such a layer or one of any of the variants."""
+    return hasattr(module, "use_running_average") and hasattr(module, "axis")
 
 
 def moments_of_call(
@@ -56,6 +63,28 @@ def moments_of_call(
     where = mask if where is None else where
     where = None if where is None else jnp.asarray(where).astype(bool)
     return moments(x, axis=module.axis, where=where, weights=weights)
+
+
+@jax.custom_batching.custom_vmap
+def over_members(batch: Moments, mean: Array) -> Moments:
+    """Merges moments over `vmap` axes whose members share a layer.
+
+    Args:
+        batch: the moments of what the layer sees.
+        mean: its running mean; members share the layer where it has no such axis.
+    """
+    del mean
+    return batch
+
+
+@over_members.def_vmap
+def _over_axis(size, axes, batch, mean):
+    along, stacked = axes
+    if not stacked and any(along):
+        sizes = ((size, *v.shape[here:]) for v, here in zip(batch, along, strict=True))
+        batch = pool(Moments(*map(jnp.broadcast_to, batch, sizes)))
+        along = jax.tree.map(lambda here: False, along)
+    return over_members(batch, mean), along
 
 
 def count_of(tree: Mapping[str, Any], like: Array) -> Array:

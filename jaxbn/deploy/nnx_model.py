@@ -13,6 +13,7 @@ from jaxbn.deploy.model import (
     is_norm,
     moments_of_call,
     no_values,
+    over_members,
     require_some,
     run,
     written,
@@ -94,6 +95,7 @@ def _recording(kind: type) -> type:
 
     def __call__(self, x, *args, **kwargs):  # noqa: N807
         seen = moments_of_call(self, x, *args, **kwargs)
+        seen = over_members(seen, self.mean[...])
         self.recorded.set_value(merge(self.recorded.get_value(), seen))
         return kind.__call__(self, x, *args, **kwargs)
 

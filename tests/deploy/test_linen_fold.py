@@ -7,28 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_nets import draw
+from random_nets import randomized_linen as randomized
 
 import jaxbn.linen
 from jaxbn.deploy import fold_linen, strip_linen
-
-
-def draw(*shape):
-    return np.random.default_rng(2).normal(size=shape).astype(np.float32)
-
-
-def randomized(net, x):
-    """Random variables, without the program of `init`."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x)
-    rng = np.random.default_rng(1)
-
-    def fill(leaf):
-        one = leaf.ndim == 1
-        values = (
-            rng.uniform(0.5, 1.5, leaf.shape) if one else rng.normal(0, 0.3, leaf.shape)
-        )
-        return values.astype(leaf.dtype)
-
-    return jax.tree.map(fill, shapes)
 
 
 def run(net, variables, x):
@@ -154,7 +137,7 @@ def test_named_arguments_and_layers_that_are_not_called():
     unused = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}
     variables["batch_stats"]["unused"] = unused
     folded, report = fold_linen(Named(), variables, x)
-    assert report.folded == {"BatchNorm_0": ("Dense_0", "after")}
+    assert report.folded == {"BatchNorm_0": ("Dense_0", "after", False)}
     assert list(report.kept) == ["unused"]
     want = run(Named(), variables, x)
     np.testing.assert_allclose(run(Named(), folded, x), want, atol=1e-5)
@@ -203,7 +186,7 @@ def test_boxes_stay_around_the_variables():
     x = draw(4, 3)
     variables = randomized(Boxed(), x)
     folded, report = fold_linen(Boxed(), variables, x)
-    assert report.folded == {"BatchNorm_0": ("Dense_0", "after")}
+    assert report.folded == {"BatchNorm_0": ("Dense_0", "after", False)}
     assert jax.tree.structure(folded) == jax.tree.structure(variables)
     want = run(Boxed(), variables, x)
     np.testing.assert_allclose(run(Boxed(), folded, x), want, atol=1e-5)

@@ -7,31 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_nets import draw
+from random_nets import randomized_nnx as randomized
 
 import jaxbn.nnx
 from jaxbn.deploy import fold_nnx, nnx_model, recalibrate
 
 LAYERS = [nnx.BatchNorm, jaxbn.nnx.BatchNorm]
-
-
-def normal(*shape):
-    return np.random.default_rng(2).normal(size=shape).astype(np.float32)
-
-
-def randomized(make):
-    """A model at evaluation with random variables, without the programs of `init`."""
-    rng = np.random.default_rng(1)
-    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-
-    def draw(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        low, high = (0.5, 1.5) if leaf.ndim == 1 else (-0.4, 0.4)
-        return jnp.asarray(rng.uniform(low, high, leaf.shape).astype(leaf.dtype))
-
-    model = nnx.merge(graph, jax.tree.map(draw, state))
-    model.eval()
-    return model
 
 
 run = nnx.jit(lambda model, x: model(x))
@@ -66,7 +48,7 @@ class Net(nnx.Module):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_outputs_stay_and_the_report_is_complete(kind):
-    net, x = randomized(functools.partial(Net, kind)), normal(2, 5, 5, 3)
+    net, x = randomized(functools.partial(Net, kind)), draw(2, 5, 5, 3)
     want = run(net, x)
     folded, report = fold_nnx(net, x)
     assert {p: (f.layer, f.order) for p, f in report.folded.items()} == {
@@ -101,7 +83,7 @@ def test_activation_and_residual_of_the_layer_stay():
         def __call__(self, x):
             return self.norm(self.conv(x), residual=x)
 
-    net, x = randomized(Block), normal(2, 5, 5, 4)
+    net, x = randomized(Block), draw(2, 5, 5, 4)
     folded, report = fold_nnx(net, x)
     assert set(report.folded) == {"norm"} and not report.kept
     np.testing.assert_allclose(run(folded, x), run(net, x), rtol=1e-5, atol=1e-5)
@@ -116,7 +98,7 @@ def test_shared_layers_are_kept():
         def __call__(self, x):
             return self.norm(self.dense(self.norm(self.dense(x))))
 
-    _, report = fold_nnx(randomized(Shared), normal(2, 3))
+    _, report = fold_nnx(randomized(Shared), draw(2, 3))
     assert report.kept == {"norm": "it is called more than once"}
 
 
@@ -130,9 +112,9 @@ def test_named_arguments_and_layers_that_are_not_called():
         def __call__(self, x):
             return self.norm(x=self.dense(inputs=x))
 
-    net, x = randomized(Named), normal(4, 3)
+    net, x = randomized(Named), draw(4, 3)
     folded, report = fold_nnx(net, x)
-    assert report.folded == {"norm": ("dense", "after")}
+    assert report.folded == {"norm": ("dense", "after", False)}
     assert list(report.kept) == ["unused"]
     np.testing.assert_allclose(run(folded, x), run(net, x), atol=1e-5)
 
@@ -150,7 +132,7 @@ def test_rounding_of_bfloat16_is_no_obstacle():
         ]
         return nnx.Sequential(*sum(pairs, ()))
 
-    _, report = fold_nnx(randomized(make), normal(4, 8))
+    _, report = fold_nnx(randomized(make), draw(4, 8))
     assert len(report.folded) == 3 and not report.kept
     assert 0 < report.error < 0.03
 
@@ -160,7 +142,7 @@ def test_recalibrated_then_folded():
         norm = jaxbn.nnx.BatchNorm(4, debias=True, rngs=rngs)
         return nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), norm)
 
-    net, x = randomized(make), normal(64, 3) * 2 + 1
+    net, x = randomized(make), draw(64, 3) * 2 + 1
     net.layers[1].scale[...], net.layers[1].bias[...] = jnp.ones(4), jnp.zeros(4)
     model = nnx_model(net)
     new = model.replace(recalibrate(model.collect, model.states, np.split(x, 4)))
@@ -179,9 +161,9 @@ def test_training_mode_is_refused(kind):
     net = nnx.Sequential(kind(3, rngs=nnx.Rngs(0)))
     net.train()
     with pytest.raises(ValueError, match="`call` must run the model at evaluation"):
-        fold_nnx(net, normal(2, 3))
+        fold_nnx(net, draw(2, 3))
 
 
 def test_what_is_no_nnx_module_is_refused():
     with pytest.raises(TypeError, match=r"`model` must be an nnx.Module, got int"):
-        jaxbn.deploy.fold_nnx(3, normal(2, 4))
+        jaxbn.deploy.fold_nnx(3, draw(2, 4))

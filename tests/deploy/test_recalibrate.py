@@ -209,6 +209,52 @@ def test_layers_in_vmap():
         np.testing.assert_allclose(state.var[i], want.var(0), rtol=1e-5)
 
 
+class Shared(nn.Module):
+    """One layer for the members of two `vmap` axes, as replicas of a batch."""
+
+    norm = nn.BatchNorm
+
+    @nn.compact
+    def __call__(self, x):
+        over = {"params": None, "batch_stats": None}
+        apart = {"params": False}
+        inner = nn.vmap(self.norm, variable_axes=over, split_rngs=apart, axis_name="i")
+        both = nn.vmap(inner, variable_axes=over, split_rngs=apart, axis_name="d")
+        return both(False, axis_name=("d", "i"), name="norm")(x)
+
+
+class SharedOurs(Shared):
+    norm = jaxbn.linen.BatchNorm
+
+
+class NnxShared(nnx.Module):
+    def __init__(self, norm):
+        self.norm = norm(3, use_running_average=True, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        def call(norm, x):
+            return norm(x)
+
+        inner = nnx.vmap(call, in_axes=(None, 0))
+        return nnx.vmap(inner, in_axes=(None, 0))(self.norm, x)
+
+
+@pytest.mark.parametrize(
+    "layer", [Shared, SharedOurs, nnx.BatchNorm, jaxbn.nnx.BatchNorm]
+)
+def test_what_members_of_a_vmap_see_of_a_shared_layer_is_merged(layer):
+    x, _ = data(8)
+    parts = x.reshape(2, 3, 16, 3)
+    if issubclass(layer, nn.Module):
+        model = linen_model(layer(), start(layer(), parts))
+    else:
+        model = nnx_model(NnxShared(layer))
+    (state,) = recalibrate(model.collect, model.states, [parts]).values()
+    assert_equals_one_pass(state, x, np.ones((96, 1), bool))
+    (seen,) = model.collect(model.states, parts).values()
+    np.testing.assert_array_equal(seen.count, 96)
+
+
 def test_a_layer_that_is_not_called_is_named():
     net = Net(nn.BatchNorm)
     x, _ = data(3)
