@@ -1,6 +1,6 @@
 """Measures claims about batch normalization and decides them.
 
-Run: python -m experiments run all --preset quick      (about 40 minutes on 2 cores)
+Run: python -m experiments run all --preset quick      (about 50 minutes on 2 cores)
 """
 
 import math
