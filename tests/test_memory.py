@@ -23,11 +23,10 @@ if "first" in sys.argv:
     jaxbn.keep_freed_memory()
 double = jax.jit(lambda x: 2 * x)
 arrays = [jnp.ones(n * 2**20) for n in (10, 25)]  # 40 MB, and above a thread's heap
-found = [[faults(x), faults(x)][1] for x in arrays]
 if "later" in sys.argv:
+    [faults(x) for x in arrays]
     jaxbn.keep_freed_memory()
-    found = [[faults(x), faults(x)][1] for x in arrays]
-print(json.dumps(found))
+print(json.dumps([min(faults(x) for _ in range(4)) for x in arrays]))
 """
 
 
@@ -40,7 +39,7 @@ def test_a_large_result_costs_no_page_faults_any_more():
         found[when] = json.loads(done.stdout)
     small, large = found["never"]
     assert small > 50_000 and large > 125_000
-    assert max(found["first"]) < 25_000  # the heap may grow once more
+    assert max(found["first"]) < 25_000
     assert found["later"][0] < small / 4  # a thread may begin another heap
 
 
