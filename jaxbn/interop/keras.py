@@ -26,8 +26,8 @@ def from_keras(source: Any) -> Layer:
 
     Raises:
         TypeError: if `source` is another kind of layer.
-        ValueError: if it is not built, or renormalizes, or its values cannot be those
-            of a layer.
+        ValueError: if it is not built, renormalizes, or is not trainable, or its values
+            cannot be those of a layer.
 
     Example:
         >>> import keras
@@ -50,6 +50,12 @@ def from_keras(source: Any) -> Layer:
         raise ValueError(
             f"`source` must not renormalize, got renorm={source.renorm!r}. Use "
             "`jaxbn.variants.batch_renorm` and copy its statistics by hand."
+        )
+    if not source.trainable:
+        raise ValueError(
+            f"`source` must be trainable, got trainable={source.trainable!r}. Keras "
+            "does not train it, which a Layer would: set it to True before, and give "
+            "the module that you write it into `frozen=True`."
         )
     names = ("moving_mean", "moving_variance", "gamma", "beta")
     mean, var, *affine = ((f"`source.{k}`", _values(source, k)) for k in names)

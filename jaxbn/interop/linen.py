@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
+from jaxbn.core.values import shown
 from jaxbn.deploy.linen_model import boxed_as, unboxed
 from jaxbn.interop import arguments
 from jaxbn.interop.flax import layer_of, plain
 from jaxbn.interop.layer import Layer, checked, counts
+from jaxbn.interop.order import names_of
 from jaxbn.interop.peers import Difference, Peer, compare
 from jaxbn.interop.targets import arrays_for, arrays_of
 from jaxbn.interop.torch_model import Target
@@ -102,6 +102,8 @@ def to_linen(
 def model_layers(variables: Mapping[str, Any]) -> Target:
     """All layers of the variables of a model, for `from_torch`."""
     layers: dict[str, dict[str, Any]] = {}
+    keys: list[str] = []
+    names = []
 
     def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:
         for key, value in tree.items():
@@ -109,22 +111,30 @@ def model_layers(variables: Mapping[str, Any]) -> Target:
                 walk(value, (*path, str(key)))
             else:
                 layers.setdefault("/".join(path), {})[key] = unboxed({key: value})[key]
+                keys.append("/".join((*path, str(key))))
 
-    for collection in ("params", "batch_stats"):
-        walk(variables.get(collection, {}), ())
+    found = [variables[k] for k in ("params", "batch_stats") if k in variables]
+    if not found:
+        raise ValueError(
+            "`into` must have the collections of a model, as params and batch_stats, "
+            f"got {shown(list(variables))}. Pass all that `module.init` returns, or "
+            "the nnx model itself."
+        )
+    for collection in found:
+        keys.clear()
+        walk(collection, ())
+        names.append(names_of(keys, "/"))
 
     def write(new: dict[str, dict[str, Any]]) -> dict[str, Any]:
         result = dict(variables)
         for path, arrays in new.items():
             for name, value in arrays.items():
-                old = layers[path][name]
                 kind = "batch_stats" if name in _STATE else "params"
-                value = jnp.asarray(value, old.dtype).reshape(old.shape)
                 keys = [key for key in path.split("/") if key]
                 result[kind] = _put(result[kind], keys, {name: value})
         return result
 
-    return Target(layers, write, lambda path: None)
+    return Target(layers, write, names, {})
 
 
 def check_linen(

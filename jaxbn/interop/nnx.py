@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -87,28 +88,28 @@ def model_layers(model: Any) -> Target:
     """All layers of an nnx model, for `from_torch`, which writes into them."""
     from flax import nnx
 
-    modules = {
-        "/".join(map(str, path)): module for path, module in nnx.iter_modules(model)
-    }
+    nodes = {"/".join(map(str, path)): node for path, node in nnx.iter_graph(model)}
+    modules = {p: node for p, node in nodes.items() if isinstance(node, nnx.Module)}
     held = {path: _variables(module) for path, module in modules.items()}
     held = {path: found for path, found in held.items() if found}
     layers = {
         path: {k: v.get_value() for k, v in found.items()}
         for path, found in held.items()
     }
+    turned = [p for p in held if not getattr(modules[p], "transpose_kernel", True)]
+    for path in turned:
+        layers[path]["kernel"] = jax.eval_shape(_turned, layers[path]["kernel"])
 
     def write(new: dict[str, dict[str, Any]]) -> Any:
         for path, arrays in new.items():
             for name, value in arrays.items():
-                old = layers[path][name]
-                value = jnp.asarray(value, old.dtype).reshape(old.shape)
-                held[path][name].set_value(value)
+                turn = name == "kernel" and path in turned
+                held[path][name].set_value(_turned(value) if turn else value)
         return model
 
-    def epsilon(path: str) -> float | None:
-        return getattr(modules[path], "epsilon", None)
-
-    return Target(layers, write, epsilon)
+    names = {path: list(vars(module)) for path, module in modules.items()}
+    names |= {path: list(map(str, n)) for path, n in nodes.items() if type(n) is dict}
+    return Target(layers, write, [names], modules)
 
 
 def check_nnx(source: Any, batches: Iterable[Any]) -> Difference:
@@ -151,3 +152,8 @@ def _variables(module: Any) -> dict[str, Any]:
     names = ("mean", "var", "count", "kernel", "scale", "bias")
     found = {name: getattr(module, name, None) for name in names}
     return {k: v for k, v in found.items() if hasattr(v, "get_value")}
+
+
+def _turned(kernel: Any) -> Any:
+    """A kernel as it is with `transpose_kernel=True`, as in PyTorch; and back."""
+    return jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)

@@ -9,7 +9,8 @@ from jaxbn.core.values import shown
 from jaxbn.interop import arguments, linen, nnx
 from jaxbn.interop.layer import Layer, checked, read
 from jaxbn.interop.targets import check_settings, number_of_updates
-from jaxbn.interop.torch_model import Rules, TorchModel, fill
+from jaxbn.interop.torch_model import TorchModel, fill
+from jaxbn.interop.torch_pairs import Rules
 
 _MEAN = "running_mean"
 _NAMES = (_MEAN, "running_var", "num_batches_tracked", "weight", "bias")
@@ -38,14 +39,19 @@ def from_torch(
             dictionary or a frozen module.
         epsilon: the same.
         into: the variables of a linen model, or an nnx model, to be filled with batch
-            normalization, dense layers, convolutions (not transposed) and other scales,
-            in Flax's layout. Momentum stays that of the model; an nnx model must have
-            PyTorch's epsilon.
+            normalization, dense layers, convolutions and other scales, in Flax's
+            layout. Momentum stays that of the model; an nnx model must have PyTorch's
+            epsilon, which linen variables do not tell. Nor do they tell transposed
+            convolutions, which must have `transpose_kernel=True` there, nor does a
+            dictionary tell an embedding from a dense layer. A dense layer behind a
+            flattened image needs its kernel in another order; docs/switching/torch.md
+            has the lines.
         rules: from names in PyTorch without the last part to paths in `into`, for
             example {r"layer(\d)[.]bn": r"blocks/\1/norm"}, or a function; what they
-            leave out stays as it is. Default: layers of one kind and shape in their
-            order, those of Flax sorted by path; look at `matched`, or at outputs with
-            `check_torch_model`.
+            leave out stays as it is. Default: layers of one kind and shape in the
+            order of their definition, of linen in that of their calls; refused where
+            names were sorted since, as by `jax.jit`, and more than numbers differ.
+            Look at `matched`, or at outputs with `check_torch_model`.
 
     Returns:
         A Layer that goes on training as the module would; a frozen module, which has
@@ -56,7 +62,8 @@ def from_torch(
         TypeError: if `source` is neither, or holds what are no numbers.
         ValueError: if there is no such layer, it tracks no statistics, it does more
             than normalize, or its values cannot be those of a layer; if a layer does
-            not fit its place in `into`.
+            not fit its place in `into`, or the types there cannot hold its values.
+        NotImplementedError: if a transposed convolution of a module leads into linen.
 
     Example:
         >>> import numpy as np
@@ -129,14 +136,7 @@ def _whole(source: Any, into: Any, rules: Rules | None, **settings: Any) -> Torc
             "`into` must be variables of linen or an nnx model, got "
             f"{shown(into)}. `module.init` returns variables."
         )
-    for name, module in modules.items():
-        if any("ConvTranspose" in base.__name__ for base in type(module).__mro__):
-            raise NotImplementedError(
-                f"`source` must have no transposed convolution, got {name!r}. Its "
-                "window is turned around in Flax: convert the rest of the state "
-                "dictionary."
-            )
-    return fill(source, target, rules, layer_at)
+    return fill(source, target, rules, layer_at, modules, settings["epsilon"])
 
 
 def to_torch(layer: Layer, *, prefix: str = "") -> dict[str, np.ndarray]:

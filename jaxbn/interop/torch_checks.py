@@ -37,6 +37,12 @@ def check_torch(module: Any, batches: Iterable[Any]) -> Difference:
         )
     layer = from_torch(module)
     twin, run = _twin_of(module)
+    kind = twin.running_mean.dtype
+    if kind.itemsize > layer.state.mean.dtype.itemsize:
+        raise ValueError(
+            f"`module` must have no wider type than JAX has, got {kind}. "
+            "Enable `jax_enable_x64`, or convert it with `module.float()`."
+        )
     peer = Peer(
         lambda x: run(x, training=True),
         lambda x: run(x, training=False),

@@ -1,38 +1,41 @@
 """Whole PyTorch models: their layers go into a Flax model of the same structure."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.core.paths import pattern
-from jaxbn.core.values import is_function, shown
+from jaxbn.core.values import known, shown
 from jaxbn.interop import arguments
+from jaxbn.interop.order import Names, names_of
+from jaxbn.interop.torch_pairs import Rules, by_order, by_rules
 
 Arrays = dict[str, Any]
-Rules = Mapping[str, str] | Callable[[str], str | None]
 
 
 class Target(NamedTuple):
     """The layers of a Flax model.
 
     Attributes:
-        layers: arrays by name, by the path of the layer, in order.
+        layers: arrays by name, by the path of the layer.
         write: from paths and their new arrays to the model.
-        epsilon: that of the batch normalization at a path, where the model holds it.
+        names: in the order held, of each tree that the model is made of.
+        modules: by path, where the model has them.
     """
 
     layers: dict[str, Arrays]
     write: Callable[[dict[str, Arrays]], Any]
-    epsilon: Callable[[str], float | None]
+    names: Sequence[Names]
+    modules: Mapping[str, Any]
 
 
 class _Source(NamedTuple):
-    """A layer of PyTorch: arrays in Flax's names and layouts; epsilon if it has one."""
+    """A layer of PyTorch: arrays in Flax's names and layouts; the rest where known."""
 
     arrays: Arrays
     epsilon: float | None = None
+    transposed: bool | None = None
 
 
 class TorchModel(NamedTuple):
@@ -56,6 +59,8 @@ def fill(
     target: Target,
     rules: Rules | None,
     layer_at: Callable[[str], Any],
+    modules: Mapping[str, Any],
+    epsilon: float,
 ) -> TorchModel:
     """Writes the layers of a state dictionary into a Flax model.
 
@@ -64,16 +69,29 @@ def fill(
         target: the Flax model.
         rules: from prefixes to paths; None matches by shape and order.
         layer_at: from a prefix to the batch normalization there, a `Layer`.
+        modules: of PyTorch by prefix; none of a dictionary.
+        epsilon: where there are no modules.
     """
     sources = _sources(values)
-    ready = {p: _converted(p, arrays, layer_at) for p, arrays in sources.items()}
-    known = {prefix: source for prefix, source in ready.items() if source}
-    pairs = _in_order(known, target) if rules is None else _by_rules(known, rules)
+    ready: dict[str, _Source] = {}
+    for prefix, arrays in sources.items():
+        module = modules.get(prefix)
+        if source := _converted(prefix, arrays, layer_at, module, epsilon):
+            ready[prefix] = source
+    given = {prefix: source.arrays for prefix, source in ready.items()}
+    if rules is None:
+        names = _source_names(values)
+        pairs = by_order(given, target.layers, names, target.names)
+    else:
+        pairs = by_rules(sources, given, rules)
     new = {}
     for prefix, path in pairs.items():
-        _check(prefix, known[prefix], path, target)
-        arrays, names = known[prefix].arrays, target.layers[path]
-        new[path] = {name: arrays[name] for name in arrays if name in names}
+        _check(prefix, ready[prefix], path, target)
+        new[path] = {
+            name: _held(given[prefix][name], old, f"{name} of {path!r}")
+            for name, old in target.layers[path].items()
+            if name in given[prefix]
+        }
     return TorchModel(
         target.write(new),
         pairs,
@@ -86,12 +104,33 @@ def _sources(values: Mapping[str, Any]) -> dict[str, Arrays]:
     """The arrays of each layer by its prefix, without the last dot."""
     found: dict[str, Arrays] = {}
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise TypeError(
+                f"`source` must have names as keys, got {shown(key)}. Pass a state "
+                'dictionary, with keys as "layer1.0.bn1.weight".'
+            )
+        if isinstance(value, Mapping):
+            raise ValueError(
+                f"`source` must have an array at each key, got a dictionary at {key!r} "
+                f"beside {list(values)!r}. Pass the one with the weights, as "
+                f"`source[{key!r}]`."
+            )
         prefix, _, name = key.rpartition(".")
         found.setdefault(prefix, {})[name] = value
     return found
 
 
-def _converted(prefix: str, given: Arrays, layer_at: Callable) -> _Source | None:
+def _source_names(values: Mapping[str, Any]) -> Names | None:
+    """Names at each level; None of what PyTorch made, which is in order."""
+    if hasattr(values, "_metadata"):
+        return None
+    # Files are sorted by type, then by name: integers tell nothing.
+    return names_of((k for k in values if not k.endswith("num_batches_tracked")), ".")
+
+
+def _converted(
+    prefix: str, given: Arrays, layer_at: Callable, module: Any, epsilon: float
+) -> _Source | None:
     """The layer in the names and layouts of Flax; None of layers of other kinds."""
     if "running_mean" in given:
         layer = layer_at(f"{prefix}." if prefix else "")
@@ -103,96 +142,26 @@ def _converted(prefix: str, given: Arrays, layer_at: Callable) -> _Source | None
         return None
     found = {}
     for name, value in given.items():
-        label = f"`source[{f'{prefix}.{name}'!r}]`"
+        label = f"`source[{f'{prefix}.{name}'.lstrip('.')!r}]`"
         found[name] = arguments.host(label, arguments.numbers(label, value))
+        arguments.finite(label, found[name])
     weight = found.pop("weight")
     if weight.ndim < 2:
-        return _Source({"scale": weight, **found})
-    # (out, in, *window) becomes (*window, in, out).
-    return _Source({"kernel": np.moveaxis(weight, (0, 1), (-1, -2)), **found})
-
-
-def _kind(arrays: Arrays) -> tuple:
-    """The kind of a layer and its shape; layers match only within one."""
-    if "mean" in arrays:
-        return "norm", np.shape(arrays["mean"])
-    for name in ("kernel", "scale"):
-        if name in arrays:
-            return name, np.shape(arrays[name])
-    return ("other",)
-
-
-def _natural(path: str) -> list:
-    """A key that sorts "Conv_10" behind "Conv_9"."""
-    parts = enumerate(re.split(r"(\d+)", path))
-    return [int(part) if i % 2 else part for i, part in parts]
-
-
-def _in_order(known: dict[str, _Source], target: Target) -> dict[str, str]:
-    """Pairs of layers of the same kind and shape, in their order."""
-    places: dict[tuple, list[str]] = {}
-    for path in sorted(target.layers, key=_natural):
-        places.setdefault(_kind(target.layers[path]), []).append(path)
-    sources: dict[tuple, list[str]] = {}
-    for prefix, source in known.items():
-        sources.setdefault(_kind(source.arrays), []).append(prefix)
-    for kind in sources.keys() | (places.keys() - {("other",)}):
-        theirs, ours = sources.get(kind, []), places.get(kind, [])
-        if len(theirs) != len(ours):
-            raise ValueError(
-                f"`source` must have as many layers as `into` of each kind and shape, "
-                f"got {theirs!r} for {ours!r} of {kind!r}. Give `rules`, from names in "
-                "PyTorch to paths."
-            )
-    return {
-        prefix: path
-        for kind, prefixes in sources.items()
-        for prefix, path in zip(prefixes, places[kind], strict=True)
-    }
-
-
-def _by_rules(known: dict[str, _Source], rules: Rules) -> dict[str, str]:
-    """Pairs that the rules name, none of them twice."""
-    path_of = _path_of(rules)
-    pairs = {prefix: path_of(prefix) for prefix in known}
-    found = {prefix: path for prefix, path in pairs.items() if path is not None}
-    if wrong := [path for path in found.values() if not isinstance(path, str)]:
-        raise TypeError(
-            f"`rules` must lead to paths or None, got {shown(wrong[0])}. A path is as "
-            '"block/norm".'
-        )
-    for prefix, path in found.items():
-        others = [p for p, q in found.items() if q == path and p != prefix]
-        if others:
-            raise ValueError(
-                f"`rules` must give each layer a path of its own, got {path!r} for "
-                f"{[prefix, *others]!r}. Make the patterns narrower."
-            )
-    return found
-
-
-def _path_of(rules: Rules) -> Callable[[str], Any]:
-    """The function of the prefix that the rules are."""
-    if not isinstance(rules, Mapping) and is_function(rules):
-        return rules
-    hint = r'For example {r"layer(\d)[.]bn": r"blocks/\1/norm"}, or a function.'
-    arguments.mapping("rules", rules, hint)
-    assert isinstance(rules, Mapping)
-    patterns = [(pattern("rules", key, hint=hint), path) for key, path in rules.items()]
-
-    def path_of(prefix: str) -> Any:
-        for matches, path in patterns:
-            if match := matches(prefix):
-                try:
-                    return match.expand(path)
-                except (re.error, TypeError) as error:
-                    raise ValueError(
-                        f"`rules` must lead to paths with groups of their patterns, "
-                        f"got {path!r}: {error}. {hint}"
-                    ) from error
+        known_epsilon = epsilon if module is None else getattr(module, "eps", None)
+        return _Source({"scale": weight, **found}, known_epsilon)
+    # The weight of an Embedding looks like that of a Linear.
+    if module is not None and not _is(module, "Linear", "_ConvNd"):
         return None
+    # (out, in, *window) becomes (*window, in, out), also of those that are transposed.
+    arrays = {"kernel": np.moveaxis(weight, (0, 1), (-1, -2)), **found}
+    transposed = None if module is None else _is(module, "ConvTranspose")
+    return _Source(arrays, transposed=transposed)
 
-    return path_of
+
+def _is(module: Any, *names: str) -> bool:
+    """Recognizes a module by part of the name of one of its bases."""
+    bases = [base.__name__ for base in type(module).__mro__]
+    return any(name in base for name in names for base in bases)
 
 
 def _check(prefix: str, source: _Source, path: str, target: Target) -> None:
@@ -217,11 +186,44 @@ def _check(prefix: str, source: _Source, path: str, target: Target) -> None:
             f"`into` must have a {missing[0]} at {path!r} like {prefix!r}, got "
             f"{sorted(there)!r}. Change the model, or `rules`."
         )
-    own, theirs = target.epsilon(path), source.epsilon
+    module = target.modules.get(path)
+    if source.transposed and module is None:
+        raise NotImplementedError(
+            f"`source` must have no transposed convolution for linen, got {prefix!r}: "
+            "variables do not tell how it is turned. If it has `transpose_kernel=True`"
+            ", pass the state dictionary."
+        )
+    turned = None if module is None else _is(module, "ConvTranspose")
+    if None not in (turned, source.transposed) and turned != source.transposed:
+        raise ValueError(
+            f"`into` must have a convolution at {path!r} that is transposed where "
+            f"{prefix!r} is, got {type(module).__name__}. Change the model, or `rules`."
+        )
+    own, theirs = getattr(module, "epsilon", None), source.epsilon
     if own is None or theirs is None:
         return
     if not np.isclose(own, theirs, rtol=1e-6, atol=0):
         raise ValueError(
             f"`into` must have epsilon={theirs!r} at {path!r} like {prefix!r}, got "
-            f"{own!r}. Construct the layer with it."
+            f"{own!r}. Construct the layer with it; for a state dictionary, `epsilon` "
+            "is PyTorch's."
         )
+
+
+def _held(value: Any, old: Any, what: str) -> Any:
+    """A value in the type and shape of the old one, if that can hold it."""
+    real = not jnp.issubdtype(old.dtype, jnp.complexfloating)
+    with np.errstate(over="ignore"):
+        new = jnp.asarray(value.real if real else value, old.dtype).reshape(old.shape)
+    got, want = known(new), known(value)
+    if got is None or want is None:
+        return new
+    got = got.astype(complex if np.iscomplexobj(got) else float)
+    # The least precise type has two bits behind the point.
+    lost = ~np.isclose(got, want.reshape(got.shape), rtol=0.125, atol=1e-6)
+    if lost.any():
+        raise ValueError(
+            f"`into` must have a type that holds the {what}, got {old.dtype} for "
+            f"{want.reshape(got.shape)[lost][0]}. Make the model in another type."
+        )
+    return new

@@ -62,3 +62,5 @@ def test_messages_say_what_to_do():
         interop.from_keras(keras.layers.BatchNormalization())
     with pytest.raises(ValueError, match="`source` must not renormalize"):
         interop.from_keras(layer(renorm=True))
+    with pytest.raises(ValueError, match=r"`source` must be trainable, .*frozen=Tr"):
+        interop.from_keras(layer(trainable=False))

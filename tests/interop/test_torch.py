@@ -225,6 +225,8 @@ def test_messages_of_the_other_functions():
     assert interop.torch_layers({3: 0, "bn.running_mean": 0}) == ["bn."]
     with pytest.raises(TypeError, match="`module` must be a BatchNorm module, got"):
         interop.check_torch({"running_mean": [0.0]}, [])
+    with pytest.raises(ValueError, match=r"`module` .* got torch.float64. Enable"):
+        interop.check_torch(torch.nn.BatchNorm1d(2).double(), [])
     with pytest.raises(TypeError, match="`prefix` must be a string, got 3"):
         layer = interop.Layer(jaxbn.init_state(1), axis=1, unbiased=True)
         interop.to_torch(layer, prefix=3)

@@ -110,6 +110,25 @@ def test_an_nnx_model_by_rules(module, kind):
     assert jaxbn.interop.check_torch_model(module, run, [IMAGES]) < 1e-5
 
 
+def test_transposed_convolutions_are_turned_as_they_are_in_nnx():
+    class Turned(nnx.Module):
+        def __init__(self):
+            options = {"padding": "VALID", "rngs": nnx.Rngs(0)}
+            self.a = nnx.ConvTranspose(2, 2, (3, 3), **options)
+            self.b = nnx.ConvTranspose(2, 2, (3, 3), transpose_kernel=True, **options)
+
+    net = Turned()
+    made = [torch.nn.ConvTranspose2d(2, 2, 3) for _ in range(2)]
+    source = torch.nn.Sequential(*made)
+    jaxbn.interop.from_torch(source, into=net)
+
+    def run(x):
+        return net.b(net.a(x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+
+    images = [IMAGES[:, :2]]
+    assert jaxbn.interop.check_torch_model(source, run, images) < 1e-5
+
+
 def test_rules_may_leave_layers_out(module):
     rules = {r"bn(\d)": r"BatchNorm_\1"}
     with pytest.raises(ValueError, match="`rules` must lead to layers of `into`, got"):
@@ -143,8 +162,25 @@ REFUSED = {
         "`into` must have epsilon=0.001 at",
     ),
     "transposed": (
-        lambda m: {"source": torch.nn.ConvTranspose2d(3, 4, 2), "into": variables()},
-        "`source` must have no transposed convolution",
+        lambda m: {
+            "source": torch.nn.ConvTranspose2d(8, 3, 3, bias=False),
+            "into": variables(),
+            "rules": {"": "Conv_0"},
+        },
+        "`source` must have no transposed convolution for linen",
+    ),
+    "not transposed there": (
+        lambda m: {
+            "source": torch.nn.ConvTranspose2d(8, 3, 3, bias=False),
+            "into": Nnx(),
+            "rules": {"": "first"},
+        },
+        "`into` must have a convolution at 'first' that is transposed where ''",
+    ),
+    "half a layer": (
+        lambda m: {"source": {"a.weight": np.ones(8), "a.running_var": np.ones(8)},
+                   "into": variables(), "rules": {"a": "BatchNorm_0"}},
+        r"`rules` must leave out what cannot be converted, got 'BatchNorm_0' for 'a'",
     ),
     "rules of nothing": (
         lambda m: {"source": m.bn1, "rules": {}},
