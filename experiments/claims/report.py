@@ -51,15 +51,15 @@ def main(config: ReportConfig) -> int:
         print(*problems, sep="\n", file=sys.stderr)
         return FAILED
     loaded = {name: json.loads((out / name).read_text()) for name in FILES}
+    verdicts = loaded["verdicts.json"]["verdicts"]
+    other = config.beside and schema.load(config.beside / "verdicts.json")
+    if other is not None:  # before anything is written
+        _check_other_starts(loaded["config.json"], other, config.beside)
     wanted = chosen(tuple(loaded["config.json"]["names"]))
     drawn = _draw(out, wanted, loaded["effects.json"]["effects"])
     target = out / "report.html"
     files.write_bytes(target, page.page(wanted, drawn, loaded).encode())
     files.write_bytes(out / "README.md", page.summary(loaded).encode())
-    verdicts = loaded["verdicts.json"]["verdicts"]
-    other = config.beside and schema.load(config.beside / "verdicts.json")
-    if other is not None:
-        _check_other_starts(loaded["config.json"], other, config.beside)
     if config.readme is not None:
         _update(config.readme, runs, page.table(verdicts, other))
     if other is not None:

@@ -87,17 +87,17 @@ def table(verdicts: Sequence[dict], beside: dict[str, Any] | None = None) -> str
         beside: `verdicts.json` of a run with other starts, whose outcomes get a column.
     """
     header = ["claim", "measured", "effect [95 %]", "repeats", "published", "`run`"]
-    others = {}
+    others = None
     if beside is not None:
         header.insert(3, f"seed {beside['seed']}")
-        others = {row["claim"]: row["verdict"] for row in beside["verdicts"]}
+        others = _outcomes(beside["verdicts"])
     rows = []
     for row in verdicts:
         word, again = row["verdict"], row["repeats"]
         if row["needed"]:
             word += f" (about {row['needed']} starts would decide)"
         cells = [f"{row['claim']} {row['text']}", word, row["in_words"]]
-        cells += [others.get(row["claim"], "—")] if beside is not None else []
+        cells += [] if others is None else [others.get(row["claim"], "—")]
         cells += ["—" if again is None else f"{100 * again:.0f} %", row["published"]]
         rows.append([*cells, f"`{row['experiment']}`"])
     return markdown(header, rows)
@@ -109,11 +109,13 @@ def agreement(verdicts: Sequence[dict], beside: Sequence[dict]) -> str:
     Identities and wrong wordings are not counted: no start can change them.
     """
     decided = {"supported", "reversed", "negligible"}
-    mine = {row["claim"]: row["verdict"] for row in verdicts}
-    mine = {claim: word for claim, word in mine.items() if word in decided}
-    others = {row["claim"]: row["verdict"] for row in beside}
-    same = sum(others.get(claim) == word for claim, word in mine.items())
-    return f"{same} of {len(mine)} decided claims have the same outcome"
+    mine, others = _outcomes(verdicts), _outcomes(beside)
+    same = [others.get(c) == word for c, word in mine.items() if word in decided]
+    return f"{sum(same)} of {len(same)} decided claims have the same outcome"
+
+
+def _outcomes(verdicts: Sequence[dict]) -> dict[str, str]:
+    return {row["claim"]: row["verdict"] for row in verdicts}
 
 
 def summary(loaded: dict[str, Any]) -> str:
