@@ -16,7 +16,7 @@ from experiments.bench.memory import apart
 from experiments.bench.scale import BATCH, trained
 from experiments.bench.turns import in_turns, spread
 from experiments.common.tables import markdown
-from experiments.nets.apart import LinenFlaxNorm
+from experiments.nets.apart import linen_flax_norm
 from experiments.nets.resnet import Layers, LinenResNet
 from experiments.scale import config as scale_config
 from experiments.scale.layout import make_layout
@@ -27,7 +27,7 @@ NORMS = {
     "jaxbn": apart,
     "jaxbn, fused": jaxbn.linen.BatchNorm,
     "jaxbn on xla": partial(apart, implementation="xla"),
-    "flax": LinenFlaxNorm,
+    "flax": linen_flax_norm,
 }
 SIZES = {20: 32, 50: 224}
 """Height and width of the images, by the depth of the network."""

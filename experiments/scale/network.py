@@ -143,7 +143,7 @@ def _norm(model: config.Model, ghost: int | None, axis_name: str | None):
     linen, options = model.api == "linen", {"momentum": model.bn_momentum}
     options |= {"axis_name": axis_name, "dtype": jnp.dtype(model.dtype)}
     if model.norm == "flax":
-        kind = apart.LinenFlaxNorm if linen else apart.NnxFlaxNorm
+        kind = apart.linen_flax_norm if linen else apart.NnxFlaxNorm
         return functools.partial(kind, **options)
     library = jaxbn.linen if linen else jaxbn.nnx
     options["debias"] = True

@@ -1,6 +1,7 @@
 """Describes one call of a layer, and what stands in the way of folding it."""
 
 from collections.abc import Mapping, Sequence
+from inspect import isfunction
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -120,9 +121,11 @@ def pads(padding: Any, kernel_size: Any) -> bool:
 
 def _not_affine(of: type, norm: Any, path: str, heard: Heard) -> str | None:
     """Why a batch normalization, in this call, is no affine map that is stored."""
-    ours = of.__module__.split(".")[0] in ("flax", "jaxbn")
-    if not (ours and of.__name__ in _AFFINE):  # a subclass may do anything
+    known = next((c for c in of.__mro__ if _is_known(c)), None)
+    if known is None:
         return f"its class is {of.__name__}, not BatchNorm itself"
+    if changed := _overridden(of, known):
+        return f"its class {of.__name__} has another {', '.join(changed)}"
     given = {name for name, value in heard.kwargs.items() if value is not None}
     if given - _HARMLESS:
         return f"it is called with {', '.join(sorted(given - _HARMLESS))}"
@@ -137,6 +140,18 @@ def _not_affine(of: type, norm: Any, path: str, heard: Heard) -> str | None:
             "`model.eval()` first, or pass `use_running_average=True`."
         )
     return "it normalizes with the statistics of the batch"
+
+
+def _is_known(of: type) -> bool:
+    return of.__module__.split(".")[0] in ("flax", "jaxbn") and of.__name__ in _AFFINE
+
+
+def _overridden(of: type, known: type) -> list[str]:
+    """The methods of a class that a subclass has its own of; it may do anything."""
+    classes = of.__mro__[: of.__mro__.index(known)]
+    own = {name for c in classes for name, v in vars(c).items() if isfunction(v)}
+    methods = {name for name in dir(known) if name == "__call__" or name[:2] != "__"}
+    return sorted(own & methods)
 
 
 def _not_last(mean: Any, axis: Any, rank: int) -> str | None:

@@ -31,8 +31,8 @@ def fold_linen(
     with the original ones, and undoes the fold if they differ: then the value was used
     elsewhere too. Layers stay, with the reason in the report, if it is not known that
     they are an affine map with stored statistics: other classes than BatchNorm and
-    GhostBatchNorm, also subclasses, calls with `scale` or `bias`, and layers that
-    normalize with the statistics of the batch and never update.
+    GhostBatchNorm, subclasses with another `__call__`, calls with `scale` or `bias`,
+    and layers that normalize with the statistics of the batch and never update.
 
     A folded layer becomes the identity, apart from a bias that the layer before it has
     no variable for, so the model runs as before. `strip_linen` removes it altogether.

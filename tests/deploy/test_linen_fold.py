@@ -45,7 +45,13 @@ class Net(nn.Module):
         return nn.Dense(3, name="head")(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm, jaxbn.linen.BatchNorm])
+class Own(nn.BatchNorm):
+    """A subclass with other defaults, which is called as its parent."""
+
+    epsilon: float = 1e-3
+
+
+@pytest.mark.parametrize("layer", [Own, jaxbn.linen.BatchNorm])
 def test_outputs_stay_and_the_report_is_complete(layer):
     net = Net(layer)
     x = draw(2, 5, 5, 3)

@@ -46,7 +46,7 @@ def test_only_affine_maps_that_are_stored_are_folded():
             "blend": "its class is EvalBlendBatchNorm, not BatchNorm itself",
             "domain": "its class is DomainBatchNorm, not BatchNorm itself",
             "given": "it is called with bias",
-            "more": "its class is Rectified, not BatchNorm itself",
+            "more": "its class Rectified has another __call__",
         },
         0.0,
     )

@@ -13,7 +13,15 @@ from random_nets import randomized_nnx as randomized
 import jaxbn.nnx
 from jaxbn.deploy import fold_nnx, nnx_model, recalibrate
 
-LAYERS = [nnx.BatchNorm, jaxbn.nnx.BatchNorm]
+
+class Own(nnx.BatchNorm):
+    """A subclass with other defaults, which is called as its parent."""
+
+    def __init__(self, features, *, rngs):
+        super().__init__(features, momentum=0.9, epsilon=1e-3, rngs=rngs)
+
+
+LAYERS = [Own, jaxbn.nnx.BatchNorm]
 
 
 run = nnx.jit(lambda model, x: model(x))

@@ -41,7 +41,7 @@ def test_only_affine_maps_that_are_stored_are_folded():
         "local": "it normalizes with the statistics of the batch",
         "blend": "its class is EvalBlendBatchNorm, not BatchNorm itself",
         "given": "it is called with bias",
-        "more": "its class is Rectified, not BatchNorm itself",
+        "more": "its class Rectified has another __call__",
         "read": "folding into dense/4 fails: 'Rest' object has no attribute 'scale'",
     }
 

@@ -47,14 +47,14 @@ _JAXBN = partial(jaxbn.linen.BatchNorm, debias=True)
 _LEAKY = "leaky_relu"
 WAYS = {
     "none": Way(without),
-    "flax": Way(apart.LinenFlaxNorm),
-    "flax-two-pass": Way(partial(apart.LinenFlaxNorm, use_fast_variance=False)),
+    "flax": Way(apart.linen_flax_norm),
+    "flax-two-pass": Way(partial(apart.linen_flax_norm, use_fast_variance=False)),
     "jaxbn": Way(_JAXBN),
     "jaxbn-recompute": Way(
         partial(_JAXBN, save="recompute"), policy=jaxbn.recompute_policy
     ),
     "none-leaky": Way(without, _LEAKY),
-    "flax-leaky": Way(apart.LinenFlaxNorm, _LEAKY),
+    "flax-leaky": Way(apart.linen_flax_norm, _LEAKY),
     "jaxbn-leaky": Way(_JAXBN, _LEAKY),
     "jaxbn-output": Way(partial(_JAXBN, save="output"), _LEAKY),
 }

@@ -52,14 +52,19 @@ def started():
 
 @functools.cache
 def of_flax():
-    """The same with what flax keeps of the statistics."""
-    kept = {"mean", "var"}
-    stats = jax.tree.map(
-        lambda layer: {name: layer[name] for name in kept},
-        started().batch_stats,
-        is_leaf=lambda node: kept <= node.keys(),
-    )
-    return started()._replace(batch_stats=stats)
+    """The same for layers of flax, which keep no count and stand one level deeper."""
+
+    def deeper(tree):
+        return {
+            name: {"norm": {k: v for k, v in values.items() if k != "count"}}
+            if "norm" in name
+            else deeper(values)
+            if isinstance(values, dict)
+            else values
+            for name, values in tree.items()
+        }
+
+    return started()._make(map(deeper, started()))
 
 
 @functools.cache
