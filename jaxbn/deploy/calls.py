@@ -62,7 +62,10 @@ def fold_all(
     fold_one: Callable[[Any, Call, Call, Order], Any],
     tolerance: float | None,
 ) -> tuple[Any, FoldReport]:
-    """Folds one after the other and undoes what changes the outputs.
+    """Folds what leaves the outputs as they are.
+
+    All at once: a comparison runs the whole model. If that changes the outputs, halves
+    are tried, down to the layers that do.
 
     Args:
         calls: in order.
@@ -78,31 +81,51 @@ def fold_all(
     if tolerance is None:
         tolerance = max(1e-4, 4 * float(coarse.eps))
     require_telling(first)
-    folded, kept, error = {}, {}, 0.0
-    for norm in (c for c in calls if c.kind == "norm"):
-        found = _partner(norm, calls, taken={f.layer for f in folded.values()})
-        if isinstance(found, str):
-            kept[norm.path] = found
-            continue
-        layer, order = found
+    outcomes: dict[str, Fold | str] = {}
+    error = 0.0
+
+    def attempt(values: Any, group: list[Call]) -> Any:
+        """Folds these at once, or each half apart if that changes the outputs."""
+        nonlocal error
+        changed, found, layer = values, {}, None
         try:
-            changed = fold_one(values, norm, layer, order)
-            difference = difference_of(outputs(changed), first)
+            for norm in group:
+                taken = {f.layer for f in _folds(outcomes | found).values()}
+                partner = _partner(norm, calls, taken)
+                if isinstance(partner, str):
+                    found[norm.path] = partner
+                    continue
+                layer, order = partner
+                changed = fold_one(changed, norm, layer, order)
+                found[norm.path] = Fold(layer.path, order, not norm.linear)
+            difference = difference_of(outputs(changed), first) if layer else error
         # The code of the model is anything, and it ran before.
         except Exception as reason:
-            kept[norm.path] = f"folding into {layer.path} fails: {reason}"
-            continue
-        if not difference <= tolerance:
-            kept[norm.path] = (
-                f"folding into {layer.path} changes the output by {difference:.1e}, "
-                f"more than {tolerance:.1e}: {_cause(difference, norm, coarse)}"
+            problem = f"fails: {reason}"
+        else:
+            if difference <= tolerance or layer is None:
+                outcomes.update(found)
+                error = difference
+                return changed
+            problem = (
+                f"changes the output by {difference:.1e}, more than {tolerance:.1e}: "
+                f"{_cause(difference, group[0], coarse)}"
             )
-            continue
-        values, error = changed, difference
-        folded[norm.path] = Fold(layer.path, order, not norm.linear)
-    called = {c.path for c in calls}
+        if len(group) > 1:
+            half = len(group) // 2
+            return attempt(attempt(values, group[:half]), group[half:])
+        outcomes[group[0].path] = f"folding into {layer.path} {problem}"
+        return values
+
+    values = attempt(values, [c for c in calls if c.kind == "norm"])
+    called, folded = {c.path for c in calls}, _folds(outcomes)
+    kept = {path: reason for path, reason in outcomes.items() if path not in folded}
     kept.update((path, UNSEEN) for path in norms if path not in called)
     return values, FoldReport(folded, kept, error)
+
+
+def _folds(outcomes: dict[str, Any]) -> dict[str, Fold]:
+    return {path: f for path, f in outcomes.items() if isinstance(f, Fold)}
 
 
 def _cause(difference: float, norm: Call, coarse: Any) -> str:

@@ -27,12 +27,13 @@ def fold_linen(
     """Folds batch normalization into the layers around it, for the same model.
 
     Runs the model once to see which layer's output each batch normalization takes, and
-    which layer takes its output. After each fold it compares the outputs on `example`
-    with the original ones, and undoes the fold if they differ: then the value was used
-    elsewhere too. Layers stay, with the reason in the report, if it is not known that
-    they are an affine map with stored statistics: other classes than BatchNorm and
-    GhostBatchNorm, subclasses with another `__call__`, calls with `scale` or `bias`,
-    and layers that normalize with the statistics of the batch and never update.
+    which layer takes its output. It folds them and compares the outputs on `example`
+    with the original ones. If they differ, a value was used elsewhere too: it tries
+    each half of the layers, down to those that make the difference. Layers stay, with
+    the reason in the report, if it is not known that they are an affine map with stored
+    statistics: other classes than BatchNorm and GhostBatchNorm, subclasses with another
+    `__call__`, calls with `scale` or `bias`, and layers that normalize with the
+    statistics of the batch and never update.
 
     A folded layer becomes the identity, apart from a bias that the layer before it has
     no variable for, so the model runs as before. `strip_linen` removes it altogether.

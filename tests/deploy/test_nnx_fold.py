@@ -54,6 +54,20 @@ class Net(nnx.Module):
         return self.head(self.list[0](x.mean((1, 2))))
 
 
+def test_what_can_be_folded_is_compared_at_once():
+    def listed(rngs):
+        pairs = [
+            (nnx.Linear(3, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)) for _ in range(5)
+        ]
+        return nnx.Sequential(*(layer for pair in pairs for layer in pair))
+
+    runs = []
+    call = lambda model, x: runs.append(model) or model(x)  # noqa: E731
+    _, report = fold_nnx(randomized(listed), draw(4, 3), call=call)
+    assert len(report.folded) == 5
+    assert len(runs) == 3  # to see the layers, before and after
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_outputs_stay_and_the_report_is_complete(kind):
     net, x = randomized(functools.partial(Net, kind)), draw(2, 5, 5, 3)
