@@ -45,8 +45,13 @@ class ReportConfig:
 def main(config: ReportConfig) -> int:
     """Writes the page and returns the exit code."""
     out = config.directory
-    runs = [out] if config.beside is None else [out, config.beside]
-    problems = [line for run in runs for line in verify(run, unfinished=True)]
+    given = {"DIR": out, "--beside": config.beside}
+    runs = {name: run for name, run in given.items() if run is not None}
+    problems = [
+        line
+        for name, run in runs.items()
+        for line in verify(run, unfinished=True, argument=name)
+    ]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         return FAILED
@@ -61,7 +66,7 @@ def main(config: ReportConfig) -> int:
     files.write_bytes(target, page.page(wanted, drawn, loaded).encode())
     files.write_bytes(out / "README.md", page.summary(loaded).encode())
     if config.readme is not None:
-        _update(config.readme, runs, page.table(verdicts, other))
+        _update(config.readme, list(runs.values()), page.table(verdicts, other))
     if other is not None:
         print(f"{page.agreement(verdicts, other['verdicts'])} in {config.beside}")
     print(target)

@@ -41,20 +41,23 @@ def main(config: VerifyConfig) -> int:
     return 0
 
 
-def verify(directory: Path, *, unfinished: bool = False) -> list[str]:
+def verify(
+    directory: Path, *, unfinished: bool = False, argument: str = "DIR"
+) -> list[str]:
     """Returns what is wrong with the run in `directory`, one line each.
 
     Args:
         directory: the `--out` of a run.
         unfinished: accept experiments that have no rows at all yet.
+        argument: the argument that names the directory, for errors.
 
     Raises:
         UserError: if there is no run.
     """
     if not (directory / "config.json").is_file():
         raise UserError(
-            f"`DIR` must hold the files of a run, got '{directory}'. Make one with: "
-            "python -m experiments run."
+            f"`{argument}` must hold the files of a run, got '{directory}'. Make one "
+            "with: python -m experiments run."
         )
     loaded, problems = {}, []
     for name in schema.FILES:
@@ -136,7 +139,7 @@ def _undecided(wanted: list[Experiment], rows: dict, config: dict) -> list[str]:
 
 
 def _missing(experiment: Experiment, rows: dict, config: dict) -> list[str]:
-    """What is missing of whole looks, the same for every arm."""
+    """Lists what is missing of whole looks, the same for every arm."""
     own, block = rows.get(experiment.name, []), store.starts_of(config)
     looks = [block * end for end in blocks(config["preset"])]
     most = 1 + max((row["start"] for row in own), default=-1)

@@ -9,7 +9,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 Axes = tuple[bool, ...] | None
-"""Which axes run over positions; one of size 1 is extra. None without the values."""
+"""A flag per axis: whether it runs over positions. None for an array without values."""
 
 
 class MixedError(Exception):

@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What was passed to a layer, and what it returned."""
+    """The arguments and the output of one call of a layer."""
 
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -120,7 +120,7 @@ def pads(padding: Any, kernel_size: Any) -> bool:
 
 
 def _not_affine(of: type, norm: Any, path: str, heard: Heard) -> str | None:
-    """Why a batch normalization, in this call, is no affine map that is stored."""
+    """The reason why a call is no affine map with stored statistics, or None."""
     known = next((c for c in of.__mro__ if _is_known(c)), None)
     if known is None:
         return f"its class is {of.__name__}, not BatchNorm itself"

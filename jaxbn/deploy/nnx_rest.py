@@ -1,4 +1,4 @@
-"""What stays of a folded layer in a flax.nnx model."""
+"""The module that stays in the place of a folded layer in a flax.nnx model."""
 
 from typing import Any
 

@@ -103,7 +103,7 @@ def check_torch_model(
 
 
 def _of(name: str, function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
-    """What a model returns, or an error that says which one did not take the batch."""
+    """Runs a model, or raises an error that names the one that refuses the batch."""
     try:
         return np.asarray(function(x))
     except Exception as error:  # of somebody else's model

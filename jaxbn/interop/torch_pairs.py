@@ -1,4 +1,4 @@
-"""Which layer of PyTorch goes where in Flax: by rules, or by shape and order."""
+"""Pairs the layers of PyTorch and Flax by rules, or by shape and order."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -118,12 +118,15 @@ def test_another_run_stands_beside_in_the_table(reported, tmp_path, capsys):
         )
         given[1] = str(reported)
         assert main(["report", str(reported), *given]) == 2
+        given[1] = str(tmp_path)
+        assert main(["report", str(reported), *given]) == 2
     first, second = (schema.load(one / "verdicts.json") for one in (reported, other))
     shown = readme.read_text(encoding="utf-8")
     assert shown == f"{mark}{page.table(first['verdicts'], second)}\n<!-- end -->\n"
     assert "| seed 5 |" in shown
     error = capsys.readouterr().err
     assert "`--beside` must be a run with other starts, got" in error
+    assert "`--beside` must hold the files of a run, got" in error
 
 
 def test_outcomes_are_compared_where_starts_could_change_them():
