@@ -12,18 +12,21 @@ from jaxbn.deploy.linen_model import intercept, kind_of, read
 def calls_of(module, variables, example, call) -> list[Call]:
     """The calls in order, without computing anything."""
     calls: list[Call] = []
-    running: set[tuple[str, ...]] = set()
+    running: dict[tuple[str, ...], Any] = {}
 
     def listen(next_call, args, kwargs, context):
         module, kind = context.module, kind_of(context.module)
         path = module.scope.path
-        # A layer that is running calls that of the class it extends.
-        if context.method_name != "__call__" or not kind or path in running:
+        if context.method_name != "__call__" or not kind:
             return next_call(*args, **kwargs)
-        running.add(path)
+        # A layer that is running calls that of the class it extends, or another one
+        # that stands in its place, whose settings are those that hold.
+        inside = path in running
+        running[path] = module
         y = next_call(*args, **kwargs)
-        running.remove(path)
-        heard = Heard(args, kwargs, y)
+        if inside:
+            return y
+        module, heard = running.pop(path), Heard(args, kwargs, y)
         if heard.input is not None:
             calls.append(_described(module, kind, heard, variables))
         return y

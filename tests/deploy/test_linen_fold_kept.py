@@ -123,3 +123,14 @@ def test_what_stripping_would_lose_is_refused():
     assert report.folded == {"norm": ("dense", "after", True)}
     with pytest.raises(ValueError, match=r"`report` must have no layers with an act"):
         strip_linen(folded, report)
+
+
+def test_a_layer_that_stands_in_is_the_one_folded():
+    x, net = draw(4, 3), nn.Sequential([nn.Dense(3), nn.BatchNorm(True)])
+
+    def rectified(model, x):
+        with jaxbn.linen.converting(activation="relu"):
+            return model(x)
+
+    _, report = fold_linen(net, randomized(net, x), x, call=rectified)
+    assert report.folded == {"layers_1": ("layers_0", "after", True)}
