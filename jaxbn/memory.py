@@ -17,9 +17,10 @@ def keep_freed_memory() -> None:
     On a CPU, XLA takes large buffers from the C library and frees them at the end of
     every call. The GNU C library returns them to the system at once, so the next call
     pays for every page again: a layer of 26 MB takes 12,700 page faults a call, and
-    none after this function. It concerns all that runs in the process, other libraries
-    included. Call it before the first array: threads that have begun keep heaps of
-    their own, which return arrays above 64 MB all the same.
+    none after this function and some twenty calls, in which the heap grows. It concerns
+    all that runs in the process, other libraries included. Call it before the first
+    array: threads that have begun keep heaps of their own, which return arrays above
+    64 MB all the same.
 
     The price is that nothing is returned: the process stays as large as it ever was.
     All threads share one heap, so many that allocate small objects wait for each other.

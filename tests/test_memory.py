@@ -11,22 +11,23 @@ import jaxbn
 
 HERE = "glibc" in platform.libc_ver()
 FAULTS = """
-import json, resource, sys, jax, jax.numpy as jnp, jaxbn
+import json, resource, statistics, sys, jax, jax.numpy as jnp, jaxbn
 
 def faults(x):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        jax.block_until_ready(double(x))
+    jax.block_until_ready(double(x))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if "first" in sys.argv:
     jaxbn.keep_freed_memory()
 double = jax.jit(lambda x: 2 * x)
-arrays = [jnp.ones(n * 2**20) for n in (10, 25)]  # 40 MB, and above a thread's heap
+arrays = [jnp.ones(n * 2**20) for n in (10, 17)]  # 40 MB, and above a thread's heap
 if "later" in sys.argv:
     [faults(x) for x in arrays]
     jaxbn.keep_freed_memory()
-print(json.dumps([min(faults(x) for _ in range(4)) for x in arrays]))
+# A heap grows in the first calls, until there is a place for whatever is alive.
+calls = [[faults(x) for _ in range(50)] for x in arrays]
+print(json.dumps([statistics.median(each[25:]) for each in calls]))
 """
 
 
@@ -38,9 +39,9 @@ def test_a_large_result_costs_no_page_faults_any_more():
         done = subprocess.run(run, capture_output=True, text=True, check=True)
         found[when] = json.loads(done.stdout)
     small, large = found["never"]
-    assert small > 50_000 and large > 125_000
-    assert max(found["first"]) < 25_000
-    assert found["later"][0] < small / 4  # a thread may begin another heap
+    assert small > 5_000 and large > 8_000
+    assert max(found["first"]) < 100
+    assert found["later"][0] < 100  # each thread keeps a heap of its own
 
 
 def test_another_c_library_is_refused(monkeypatch):
