@@ -21,7 +21,7 @@ from experiments.scale import preemption
 
 pytestmark = pytest.mark.slow  # each goes on with a run
 
-VARIANTS = int(os.environ.get("JAXBN_DAMAGED", "8"))
+VARIANTS = int(os.environ.get("JAXBN_DAMAGED", "4"))
 JUNK = [b"5", b"{}", b"[]", b"null", b"\xff\xfe", b'{"a":' * 5000, b'"x"', b"{}\n"]
 VALUES = [b"null", b"1e999", b'"x"', b"[]", b"true", b"-3", b"12345678901234567890123"]
 
