@@ -81,51 +81,49 @@ def fold_all(
     if tolerance is None:
         tolerance = max(1e-4, 4 * float(coarse.eps))
     require_telling(first)
-    outcomes: dict[str, Fold | str] = {}
+    folded: dict[str, Fold] = {}
+    kept: dict[str, str] = {}
     error = 0.0
 
     def attempt(values: Any, group: list[Call]) -> Any:
         """Folds these at once, or each half apart if that changes the outputs."""
         nonlocal error
-        changed, found, layer = values, {}, None
+        changed, folds, stay, problem = values, {}, {}, ""
         try:
             for norm in group:
-                taken = {f.layer for f in _folds(outcomes | found).values()}
+                taken = {f.layer for f in (folded | folds).values()}
                 partner = _partner(norm, calls, taken)
                 if isinstance(partner, str):
-                    found[norm.path] = partner
+                    stay[norm.path] = partner
                     continue
                 layer, order = partner
+                problem = f"folding into {layer.path}"
+                folds[norm.path] = Fold(layer.path, order, not norm.linear)
                 changed = fold_one(changed, norm, layer, order)
-                found[norm.path] = Fold(layer.path, order, not norm.linear)
-            difference = difference_of(outputs(changed), first) if layer else error
+            difference = difference_of(outputs(changed), first) if folds else error
         # The code of the model is anything, and it ran before.
         except Exception as reason:
-            problem = f"fails: {reason}"
+            problem += f" fails: {reason}"
         else:
-            if difference <= tolerance or layer is None:
-                outcomes.update(found)
+            if difference <= tolerance:
+                folded.update(folds)
+                kept.update(stay)
                 error = difference
                 return changed
-            problem = (
-                f"changes the output by {difference:.1e}, more than {tolerance:.1e}: "
+            problem += (
+                f" changes the output by {difference:.1e}, more than {tolerance:.1e}: "
                 f"{_cause(difference, group[0], coarse)}"
             )
         if len(group) > 1:
             half = len(group) // 2
             return attempt(attempt(values, group[:half]), group[half:])
-        outcomes[group[0].path] = f"folding into {layer.path} {problem}"
+        kept[group[0].path] = problem
         return values
 
     values = attempt(values, [c for c in calls if c.kind == "norm"])
-    called, folded = {c.path for c in calls}, _folds(outcomes)
-    kept = {path: reason for path, reason in outcomes.items() if path not in folded}
+    called = {c.path for c in calls}
     kept.update((path, UNSEEN) for path in norms if path not in called)
     return values, FoldReport(folded, kept, error)
-
-
-def _folds(outcomes: dict[str, Any]) -> dict[str, Fold]:
-    return {path: f for path, f in outcomes.items() if isinstance(f, Fold)}
 
 
 def _cause(difference: float, norm: Call, coarse: Any) -> str:
