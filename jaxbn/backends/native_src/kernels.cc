@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,8 @@ constexpr int64_t kTileBytes = 4096;         // of a row reduced together: sums 
 constexpr int64_t kMapTile = 8192;           // channels mapped together
 constexpr int64_t kItemBytes = 256 << 10;    // what one item of work reads of x, about
 constexpr int64_t kMostItems = 64;           // of one reduction, if its shape allows
+constexpr int64_t kLargePage = 2 << 20;
+constexpr int64_t kShareOfCache = 8 << 20;   // of a thread, beyond which maps store past it
 constexpr int64_t kSerialBytes = 512 << 10;  // below it threads cost more than they save
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -53,6 +56,17 @@ int64_t last_level_cache() {
     return int64_t(32) << 20;
   }();
   return bytes;
+}
+
+// Asks for large pages where memory has none yet: faults of 4 KB each cost more than a map.
+// NumPy does so too, and from this size on. Memory that has its pages stays as it is.
+void prefer_large_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < 2 * kLargePage) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data), page = kLargePage;
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 // Memory that is not cleared.
@@ -156,10 +170,9 @@ struct Total {
 };
 
 template <class Merge>
-Total put_together(std::vector<Part>& parts, const Shape& shape, const Merge& merge,
-                   int64_t (*place)(Type, int64_t), Type type) {
-  const int64_t n = shape.batch * shape.channels;
-  Total total{std::vector<double>(n), std::vector<double>(n), std::vector<double>(n)};
+Total put_together(std::vector<Part>& parts, const Shape& shape) {
+  const int64_t all = shape.batch * shape.channels;
+  Total total{std::vector<double>(all), std::vector<double>(all), std::vector<double>(all)};
   // Chunks of the same channels follow each other: merged side by side, without division.
   Part* head = nullptr;
   for (Part& part : parts) {
@@ -170,7 +183,7 @@ Total put_together(std::vector<Part>& parts, const Shape& shape, const Merge& me
       head = &part;
       continue;
     }
-    const Merge by = merge.of(double(head->partial.count), double(part.partial.count));
+    const Merge by = Merge::of(double(head->partial.count), double(part.partial.count));
     double *first = head->partial.first, *second = head->partial.second;
     const int64_t padded = part.partial.second - part.partial.first;
     for (int64_t i = 0; i < padded; ++i)
@@ -180,16 +193,17 @@ Total put_together(std::vector<Part>& parts, const Shape& shape, const Merge& me
   }
   // What is left: rows that were folded side by side, and the rest that did not fold.
   for (const Part& part : parts) {
-    if (part.partial.count == 0) continue;
     const double count = double(part.partial.count);
-    const int64_t begin = part.batch * shape.channels, end = begin + shape.channels;
-    int64_t c = begin + part.channel;
-    for (int64_t i = 0; i < part.width; ++i, ++c) {
-      if (c == end) c = begin;
-      const int64_t from = place ? place(type, i) : i;
-      merge.of(total.count[c], count)(part.partial.first[from], part.partial.second[from],
-                                      total.first[c], total.second[c]);
-      total.count[c] += count;
+    if (count == 0) continue;
+    for (int64_t from = 0; from < part.width; from += shape.channels) {
+      const int64_t n = std::min(shape.channels, part.width - from);
+      const int64_t to = part.batch * shape.channels + part.channel;
+      const Merge by = Merge::of(total.count[to], count);
+      for (int64_t i = 0; i < n; ++i) {
+        by(part.partial.first[from + i], part.partial.second[from + i], total.first[to + i],
+           total.second[to + i]);
+        total.count[to + i] += count;
+      }
     }
   }
   return total;
@@ -293,21 +307,18 @@ std::unique_ptr<Parts> reduce_runs(const Site& site, RunLoop loop, const Reducti
   return result;
 }
 
-template <class A> void put(void* to, int64_t i, double value) {
-  static_cast<A*>(to)[i] = A(value);
-}
-
 template <class Merge>
 Total reduce(const Site& site, RowLoop by_rows, RunLoop by_runs, const Reduction& reduction,
              const Shape& shape, const Where& where) {
   std::vector<Part> none;
-  if (shape.size() == 0) return put_together(none, shape, Merge{}, nullptr, reduction.type);
-  if (shape.inner != 1) {
-    const auto parts = reduce_runs(site, by_runs, reduction, shape, where);
-    return put_together(parts->parts, shape, Merge{}, nullptr, reduction.type);
-  }
-  const auto parts = reduce_rows(site, by_rows, reduction, shape, where);
-  return put_together(parts->parts, shape, Merge{}, site.loops->place, reduction.type);
+  if (shape.size() == 0) return put_together<Merge>(none, shape);
+  const auto parts = shape.inner != 1 ? reduce_runs(site, by_runs, reduction, shape, where)
+                                      : reduce_rows(site, by_rows, reduction, shape, where);
+  return put_together<Merge>(parts->parts, shape);
+}
+
+template <class F> void with_sum_type(Type type, const F& f) {
+  type == Type::kF64 ? f(double()) : f(float());
 }
 
 }  // namespace
@@ -333,18 +344,21 @@ void moments(const Site& site, const Reduction& reduction, const Shape& shape,
   const Loops& loops = *site.loops;
   const Total total = reduce<MergeMoments>(site, loops.moments_rows, loops.moments_runs, reduction,
                                            shape, where);
-  const bool wide = reduction.type == Type::kF64;
-  for (size_t i = 0; i < total.first.size(); ++i) {
-    const double mean = total.first[i];
-    // Where the sum is not finite the center is zero, and delta says so.
-    const double near = mean - mean == 0 ? (wide ? mean : double(float(mean))) : 0;
-    (wide ? put<double> : put<float>)(center, i, near);
-    (wide ? put<double> : put<float>)(delta, i, mean - near);
-    // Squares that float32 cannot hold are given in a larger unit.
-    const bool large = !wide && total.second[i] > double(std::numeric_limits<float>::max());
-    (wide ? put<double> : put<float>)(m2, i, large ? std::ldexp(total.second[i], -128) : total.second[i]);
-    (wide ? put<double> : put<float>)(unit, i, large ? std::ldexp(1.0, 64) : 1.0);
-  }
+  with_sum_type(reduction.type, [&](auto type) {
+    using A = decltype(type);
+    const double most = std::numeric_limits<A>::max();
+    for (size_t i = 0; i < total.first.size(); ++i) {
+      const double mean = total.first[i], square = total.second[i];
+      // Where the sum is not finite the center is zero, and delta says so.
+      const A near = mean - mean == 0 ? A(mean) : A(0);
+      static_cast<A*>(center)[i] = near;
+      static_cast<A*>(delta)[i] = A(mean - double(near));
+      // Squares that float32 cannot hold are given in a larger unit.
+      const bool large = sizeof(A) < sizeof(double) && square > most;
+      static_cast<A*>(m2)[i] = A(large ? square * 0x1p-128 : square);
+      static_cast<A*>(unit)[i] = A(large ? 0x1p64 : 1);
+    }
+  });
 }
 
 void sums(const Site& site, const Reduction& reduction, const Shape& shape, const Where& where,
@@ -352,21 +366,26 @@ void sums(const Site& site, const Reduction& reduction, const Shape& shape, cons
   const Loops& loops = *site.loops;
   const Total total =
       reduce<MergeSums>(site, loops.sums_rows, loops.sums_runs, reduction, shape, where);
-  const bool wide = reduction.type == Type::kF64;
-  for (size_t i = 0; i < total.first.size(); ++i) {
-    (wide ? put<double> : put<float>)(sum, i, total.first[i]);
-    (wide ? put<double> : put<float>)(moment, i, total.second[i]);
-  }
+  with_sum_type(reduction.type, [&](auto type) {
+    using A = decltype(type);
+    for (size_t i = 0; i < total.first.size(); ++i) {
+      static_cast<A*>(sum)[i] = A(total.first[i]);
+      static_cast<A*>(moment)[i] = A(total.second[i]);
+    }
+  });
 }
 
 void map(const Site& site, const Map& map, const Shape& shape, const Where& where) {
   if (shape.size() == 0) return;
   const Loops& loops = *site.loops;
   const int64_t bytes = bytes_of(map.type), arrays = 2 + (map.a != nullptr) + (map.residual != nullptr);
+  prefer_large_pages(map.y, shape.size() * bytes);
   Map base = map;
-  // What does not fit beside other data is not read from the cache anyway.
-  base.stream = shape.size() * bytes * arrays > last_level_cache() / 2;
   Pool* pool = pool_for(site, shape, map.type);
+  // What does not fit beside other data is not read from the cache anyway. A processor
+  // shares its cache with others, also of other machines.
+  const int64_t threads = pool == nullptr ? 1 : pool->threads();
+  base.stream = shape.size() * bytes * arrays > std::min(last_level_cache() / 2, threads * kShareOfCache);
   const auto moved = [&](int64_t offset, const Vectors& vectors) {
     Map one = base;
     one.x = at(map.x, offset, bytes);

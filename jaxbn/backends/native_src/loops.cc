@@ -273,10 +273,33 @@ template <class T> double squared(const T* value, double pivot) {
   return distance * distance;
 }
 
+template <class A> JAXBN_INLINE double across(Pair<A> v) {
+  double sum = 0;
+  for (int i = 0; i < int(JAXBN_BYTES / sizeof(A)); ++i) sum += double(v.lo[i]) + double(v.hi[i]);
+  return sum;
+}
+
+// `n` is a multiple of the unit.
 template <class A> JAXBN_INLINE bool all_finite(const A* values, int64_t n) {
-  A zero{};
-  for (int64_t i = 0; i < n; ++i) zero += values[i] - values[i];
-  return zero == 0;
+  Pair<A> zero{};
+  for (int64_t u = 0; u * Access<A>::kUnit < n; ++u) {
+    const Pair<A> some = arranged<A>(values, u);
+    zero = zero + (some - some);
+  }
+  return across(zero) == 0;
+}
+
+// Puts arranged sums in the order of the channels.
+template <class T> JAXBN_INLINE void restore(double* sums, int64_t n) {
+  constexpr int unit = Access<T>::kUnit, stride = Access<T>::kStride, part = unit / stride;
+  if constexpr (stride > 1) {
+    for (; n > 0; n -= unit, sums += unit) {
+      double some[unit];
+      memcpy(some, sums, sizeof some);
+      for (int i = 0; i < part; ++i)
+        for (int s = 0; s < stride; ++s) sums[i * stride + s] = some[s * part + i];
+    }
+  }
 }
 
 template <class T>
@@ -327,7 +350,7 @@ void moments_rows_as(const Reduction& reduction, const Rows& rows, void* work, P
         merge(pivot[c], s1[c], s2[c], out->first[c], out->second[c]);
     } else {
       for (int64_t c = 0; c < rows.width; ++c) {
-        const int64_t i = Access<T>::place(c);
+        const int64_t i = place<T>(c);
         double square = 0;
         for (int r = 0; r < n; ++r) square += squared(x + offsets[r] + c, double(pivot[i]));
         merge(pivot[i], s1[i], square, out->first[i], out->second[i]);
@@ -335,6 +358,8 @@ void moments_rows_as(const Reduction& reduction, const Rows& rows, void* work, P
     }
     out->count += n;
   }
+  restore<T>(out->first, padded);
+  restore<T>(out->second, padded);
 }
 
 template <class T, Activation kGate>
@@ -384,12 +409,8 @@ void sums_rows_as(const Reduction& reduction, const Rows& rows, void* work, Part
     }
     out->count += n;
   }
-}
-
-template <class A> JAXBN_INLINE double across(Pair<A> v) {
-  double sum = 0;
-  for (int i = 0; i < int(JAXBN_BYTES / sizeof(A)); ++i) sum += double(v.lo[i]) + double(v.hi[i]);
-  return sum;
+  restore<T>(out->first, padded);
+  restore<T>(out->second, padded);
 }
 
 // Two sums along a run in blocks: `term(i)` are those of a whole unit, `some(i, n)` of the
@@ -418,8 +439,8 @@ JAXBN_INLINE void add_run(int64_t length, const Term& term, const Some& some,
       arrange_to(first, 0, t.first);
       arrange_to(second, 0, t.second);
       for (int64_t j = 0; j < n - i; ++j) {
-        s1 += double(first[Access<T>::place(j)]);
-        s2 += double(second[Access<T>::place(j)]);
+        s1 += double(first[place<T>(j)]);
+        s2 += double(second[place<T>(j)]);
       }
     }
     flush(s1, s2, double(n));
@@ -526,17 +547,18 @@ int64_t unit(Type type) {
   return type == Type::kF64 ? Access<double>::kUnit : Access<float>::kUnit;
 }
 
-int64_t place(Type type, int64_t c) { return type == Type::kBF16 ? Access<bf16>::place(c) : c; }
-
 void arrange(Type type, const void* from, int64_t n, void* to) {
   with_type(type, [&](auto tag) {
     using T = typename decltype(tag)::Value;
     using A = typename Access<T>::A;
+    constexpr int unit = Access<T>::kUnit, stride = Access<T>::kStride, part = unit / stride;
     const A* source = static_cast<const A*>(from);
     A* target = static_cast<A*>(to);
-    const int64_t padded = (n + Access<T>::kUnit - 1) / Access<T>::kUnit * Access<T>::kUnit;
-    for (int64_t c = n; c < padded; ++c) target[Access<T>::place(c)] = A(0);
-    for (int64_t c = 0; c < n; ++c) target[Access<T>::place(c)] = plain_nan(source[c]);
+    for (; n >= unit; n -= unit, source += unit, target += unit)
+      for (int s = 0; s < stride; ++s)
+        for (int i = 0; i < part; ++i) target[s * part + i] = plain_nan(source[i * stride + s]);
+    if (n == 0) return;
+    for (int64_t c = 0; c < unit; ++c) target[place<T>(c)] = c < n ? plain_nan(source[c]) : A(0);
   });
 }
 
@@ -602,10 +624,9 @@ void map_runs(const Map& map, const Runs& runs) {
 namespace jaxbn {
 
 const Loops* JAXBN_JOIN(loops_, JAXBN_ISA)() {
-  static constexpr Loops loops{JAXBN_TEXT(JAXBN_ISA), unit,         arrange,
-                               place,                 moments_rows, sums_rows,
-                               map_rows,              moments_runs, sums_runs,
-                               map_runs};
+  static constexpr Loops loops{JAXBN_TEXT(JAXBN_ISA), unit,      arrange,
+                               moments_rows,          sums_rows, map_rows,
+                               moments_runs,          sums_runs, map_runs};
   return &loops;
 }
 

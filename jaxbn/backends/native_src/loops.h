@@ -4,7 +4,7 @@
 // `stride` elements apart. A *run* holds `length` consecutive values of one channel.
 // Vectors of the row loops are *arranged*: in the order in which the registers of the
 // instruction set hold the elements, padded with zeros to whole units of `unit(type)`.
-// Sums leave in double precision whatever the type of the data.
+// Sums leave in double precision whatever the type of the data, in the order of channels.
 #pragma once
 
 #include <cstdint>
@@ -86,9 +86,7 @@ struct Loops {
   int64_t (*unit)(Type);
   // Copies `n` values to `to`, arranged and padded. The values have the type of sums.
   void (*arrange)(Type, const void* from, int64_t n, void* to);
-  // The place in an arranged vector of channel `c`.
-  int64_t (*place)(Type, int64_t c);
-  // `work` holds three arranged vectors of doubles.
+  // `work` holds three arranged vectors of doubles; the partial sums are empty at first.
   void (*moments_rows)(const Reduction&, const Rows&, void* work, Partial*);
   void (*sums_rows)(const Reduction&, const Rows&, void* work, Partial*);
   void (*map_rows)(const Map&, const Rows&);

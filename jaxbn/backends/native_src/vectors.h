@@ -121,12 +121,12 @@ template <class A> struct Pair {
   typename Vector<A>::Type lo, hi;
 };
 
-// How elements of type T are read, written and ordered in a Pair.
+// How elements of type T are read, written and ordered in a Pair: every kStride-th one,
+// then those after them.
 template <class T> struct Access {
   using A = T;
-  static constexpr int kLanes = JAXBN_BYTES / sizeof(A), kUnit = 2 * kLanes;
+  static constexpr int kLanes = JAXBN_BYTES / sizeof(A), kUnit = 2 * kLanes, kStride = 1;
   using V = typename Vector<A>::Type;
-  static JAXBN_INLINE int64_t place(int64_t e) { return e; }
   static JAXBN_INLINE Pair<A> read(const T* p) { return {load<V>(p), load<V>(p + kLanes)}; }
   template <bool kStream> static JAXBN_INLINE void write(T* p, Pair<A> v) {
     if constexpr (kStream) {
@@ -142,11 +142,7 @@ template <class T> struct Access {
 // Even elements in the first vector, odd ones in the second: one operation each.
 template <> struct Access<bf16> {
   using A = float;
-  static constexpr int kLanes = JAXBN_BYTES / sizeof(A), kUnit = 2 * kLanes;
-  static JAXBN_INLINE int64_t place(int64_t e) {
-    const int64_t in = e % kUnit;
-    return e - in + in / 2 + (in % 2) * kLanes;
-  }
+  static constexpr int kLanes = JAXBN_BYTES / sizeof(A), kUnit = 2 * kLanes, kStride = 2;
   static JAXBN_INLINE Pair<float> read(const bf16* p) {
     VU both = load<VU>(p);
     return {(VF)(both << 16), (VF)(both & 0xffff0000u)};
@@ -164,8 +160,7 @@ template <> struct Access<bf16> {
 
 template <> struct Access<f16> {
   using A = float;
-  static constexpr int kLanes = JAXBN_BYTES / sizeof(A), kUnit = 2 * kLanes;
-  static JAXBN_INLINE int64_t place(int64_t e) { return e; }
+  static constexpr int kLanes = JAXBN_BYTES / sizeof(A), kUnit = 2 * kLanes, kStride = 1;
   static JAXBN_INLINE Pair<float> read(const f16* p) {
     return {half_to_float(load<VH>(p)), half_to_float(load<VH>(p + kLanes))};
   }
@@ -174,6 +169,13 @@ template <> struct Access<f16> {
     if constexpr (kStream) stream(p, load<VU>(halves)); else memcpy(p, halves, sizeof halves);
   }
 };
+
+// Where element `e` is in an arranged vector.
+template <class T> JAXBN_INLINE int64_t place(int64_t e) {
+  constexpr int stride = Access<T>::kStride, unit = Access<T>::kUnit;
+  const int64_t in = e % unit;
+  return e - in + in / stride + in % stride * (unit / stride);
+}
 
 // The first `n` elements of a unit, zeros after them.
 template <class T> JAXBN_INLINE auto read_some(const T* p, int64_t n) {
