@@ -45,7 +45,7 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
 
 def _record(case: Case, *, seconds: float) -> dict:
     functions = runs(case)
-    rounds = in_turns(functions, seconds=seconds)
+    rounds = in_turns(functions, seconds=seconds, warm=True)
     times = {name: spread(values) for name, values in rounds.items()}
     mine = times["jaxbn"]["median"]
     ratios = {name: time["median"] / mine for name, time in times.items()}
