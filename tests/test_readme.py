@@ -88,10 +88,11 @@ def test_the_programs_are_those_of_the_results():
 def test_the_times_are_those_of_the_results():
     layers = [
         row[:9]
-        for row in rows((BENCH / "layer.md").read_text())
+        for name in ("layer.md", "layer-returned.md")
+        for row in rows((BENCH / name).read_text())
         if row[1] == "forward+backward" and row[2] in ("none", "relu") and len(row) > 9
     ]
-    assert len(layers) == 4
+    assert len(layers) == 8
     for dtype, *_, flax, torch, xla, least, share in layers:
         cells = [flax, torch, f"{xla} ({least})", share]
         assert any(r[0] == dtype and r[2:] == cells for r in rows(BENCHMARKS))

@@ -17,7 +17,7 @@ from experiments.claims.lab.statistics import (
     repeats,
     sided,
 )
-from experiments.claims.lab.table import Table, log_speedup
+from experiments.claims.lab.table import Table
 from experiments.claims.lab.words import in_words
 
 VALUES = np.array([1.0, 2.0, 2.5, 4.0, 3.0, 2.2, 1.7, 2.9])
@@ -188,11 +188,6 @@ def test_effects_are_told_in_words_with_their_unit(shown, unit, values, expected
     mean, low, high = values
     found = effect(VALUES, least=0.1)._replace(mean=mean, low=low, high=high)
     assert in_words(entry, found) == expected
-
-
-def test_starts_that_never_arrive_count_as_the_budget():
-    slow, fast = np.array([np.inf, 80.0]), np.array([10.0, np.inf])
-    np.testing.assert_allclose(log_speedup(slow, fast, budget=160), [4.0, -1.0])
 
 
 def test_the_cell_is_chosen_on_the_validation_rows():

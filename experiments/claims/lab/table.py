@@ -92,10 +92,6 @@ class Table:
         steps = self.series(arm, along, **choice)[0]
         return np.where(above.any(1), steps[above.argmax(1)], np.inf)
 
-    def last_step(self, arm: str, **choice: Any) -> float:
-        """Returns the step of the last evaluation."""
-        return float(self.series(arm, "step", **choice)[0, -1])
-
     def rates(self, by: str = "validation_accuracy") -> Iterator[tuple[str, bool]]:
         """Yields every choice of a learning rate, and whether it is at its grid's edge.
 
@@ -128,13 +124,3 @@ class Table:
             if row["arm"] == arm
             and all(row["cell"].get(key) == value for key, value in choice.items())
         ]
-
-
-def log_speedup(slow: np.ndarray, fast: np.ndarray, *, budget: float) -> np.ndarray:
-    """Returns log2 of how many times fewer steps `fast` takes, start by start.
-
-    Steps beyond the budget (infinity) are censored and count as the budget: a start
-    that never arrives still counts, and where only the slow one is censored the ratio
-    is a lower bound.
-    """
-    return np.log2(np.minimum(slow, budget) / np.minimum(fast, budget))
