@@ -211,9 +211,12 @@ def _where_it_pays(name: str):
         largest = max((o for o in operands if o is not None), key=lambda o: o.size)
         bytes_ = largest.dtype.itemsize
         pays = largest.size * bytes_ >= _PAYS.get(bytes_, 0)
-        if name == "expand" and bytes_ >= 4 and operands[0] is None:
-            # XLA is as fast at a plain map, and joins it with its neighbours.
-            pays = False
+        if name == "expand":
+            # A map without an activation has neighbours that XLA joins it with: a ReLU,
+            # the sum with a shortcut, the float32 copies that convolutions take. And at
+            # a plain map of 32 bits XLA is as fast.
+            inside = params.get("activation") or params.get("gate")
+            pays = pays and bool(inside) and (bytes_ < 4 or operands[0] is not None)
         return (kernel if pays else plain)(*operands, **params)
 
     return choice
