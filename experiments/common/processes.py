@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -17,15 +18,28 @@ from experiments.common.errors import UserError
 _TALKING = ("jax.experimental.multihost_utils", "orbax.checkpoint._src.multihost")
 
 
+_leaving = threading.Lock()
+
+
 class AgreedError(UserError):
     """An error that every process raises, so that all can end in order."""
 
 
 def leave(message: str, *, code: int) -> None:
-    """Ends this process at once, without waiting for one that is gone."""
-    sys.stdout.flush()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    os._exit(code)
+    """Ends this process at once, without waiting for one that is gone.
+
+    The message is the last line: other threads, also those of JAX's runtime, which
+    tells of the same loss in its own words, write nothing after it.
+    """
+    _leaving.acquire()  # for good: a second thread that comes here waits for the end
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        error = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.write(error, f"error: {' '.join(message.split())}\n".encode())
+    finally:  # also when nobody reads any more
+        os._exit(code)
 
 
 def is_first() -> bool:

@@ -51,6 +51,33 @@ def of_two(monkeypatch):
     return left
 
 
+def test_the_message_is_the_last_line_whatever_other_threads_write():
+    program = """
+import os, threading
+from experiments.common import processes
+
+def chatter():
+    while True:
+        os.write(2, b"runtime: lost\\n\\n")
+
+def leave():
+    start.wait()
+    processes.leave("one of\\ntwo", code=3)
+
+start = threading.Barrier(8)
+threading.Thread(target=chatter, daemon=True).start()
+for _ in range(8):
+    threading.Thread(target=leave).start()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert ended.returncode == 3
+    lines = ended.stderr.splitlines()
+    assert lines[-1] == "error: one of two" and "runtime: lost" in lines
+    assert len([line for line in lines if "error" in line]) == 1
+
+
 def test_a_phase_that_does_not_end_ends_the_process(of_two):
     with Deadline(TWO, advice="Do this.") as deadline:
         deadline.beat()
