@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -92,12 +91,6 @@ SWEPT = (
     "neither", "x16-plain", "x16-d16", "x32-p16", "mixed", "narrow", "narrow-state",
     "keep-types",
 )  # fmt: skip
-
-
-def but_slow(names, slow):
-    """Parameters of a test, of which the quick suite leaves out some."""
-    marks = {name: [pytest.mark.slow] if name in slow else [] for name in names}
-    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 def together(names, changing, name):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from extras import needs
+from sweeps import but_slow
 
 import jaxbn
 
@@ -36,7 +37,10 @@ CODE = {named(path): list(blocks(path)) for path in PAGES}
 CODE = {page: code for page, code in CODE.items() if code}
 
 
-@pytest.mark.parametrize("page", CODE)
+QUICK = ("README.md", "docs/start.md", "docs/guides/devices.md")
+
+
+@pytest.mark.parametrize("page", but_slow(CODE, CODE.keys() - QUICK))
 def test_the_code_of_a_page_runs(page, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     for package in sorted(set(_PEER.findall("\n".join(CODE[page])))):

@@ -20,13 +20,13 @@ from drop_in import (
     SWEPT,
     Case,
     assert_close,
-    but_slow,
     normal,
     together,
 )
 from flax import linen as nn
 from flax import serialization
 from jax.sharding import PartitionSpec as P
+from sweeps import but_slow
 
 import jaxbn
 import jaxbn.linen

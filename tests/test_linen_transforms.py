@@ -11,12 +11,12 @@ from drop_in import (
     KEY,
     MODES,
     assert_close,
-    but_slow,
     differentiate,
     normal,
     sharded,
 )
 from flax import linen as nn
+from sweeps import but_slow
 
 import jaxbn.linen
 
@@ -258,8 +258,8 @@ def one_device():
     return variables, (collect(gradients, found), jax.device_get(groups))
 
 
-# Those of nnx are quick in the other modes; the core is in all.
-QUICK_MODES = but_slow(MODES, ("pmap", "shard_map-vma=False"))
+# The quick suite has one mode here, another one for nnx, and most for the core.
+QUICK_MODES = but_slow(MODES, ("pmap", "shard_map-vma=True", "shard_map-vma=False"))
 
 
 @pytest.mark.parametrize("mode", QUICK_MODES)

@@ -26,8 +26,8 @@ if "later" in sys.argv:
     [faults(x) for x in arrays]
     jaxbn.keep_freed_memory()
 # A heap grows in the first calls, until there is a place for whatever is alive.
-calls = [[faults(x) for _ in range(50)] for x in arrays]
-print(json.dumps([statistics.median(each[25:]) for each in calls]))
+calls = [[faults(x) for _ in range(20)] for x in arrays]
+print(json.dumps([statistics.median(each[12:]) for each in calls]))
 """
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drop_in import CASES, SWEPT, Case, assert_close, but_slow, normal, together
+from drop_in import CASES, SWEPT, Case, assert_close, normal, together
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from sweeps import but_slow
 
 import jaxbn
 import jaxbn.linen

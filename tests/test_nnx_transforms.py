@@ -11,12 +11,12 @@ from drop_in import (
     GROUPS,
     MODES,
     assert_close,
-    but_slow,
     differentiate,
     normal,
     sharded,
 )
 from flax import nnx
+from sweeps import but_slow
 
 import jaxbn.nnx
 
@@ -285,8 +285,8 @@ def one_device():
     return collect(gradients, found), jax.device_get(groups)
 
 
-# Those of linen are quick in the other modes; the core is in all.
-QUICK_MODES = but_slow(MODES, ("vmap", "shard_map-vma=True"))
+# The quick suite has one mode here, another one for linen, and most for the core.
+QUICK_MODES = but_slow(MODES, ("vmap", "shard_map-vma=True", "pmap"))
 
 
 @pytest.mark.parametrize("mode", QUICK_MODES)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from sweeps import but_slow
 
 import jaxbn
 
@@ -47,7 +48,10 @@ def plain(name, activation):
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
+SWEPT = ("vectors", "features first", "steps", "everywhere")
+
+
+@pytest.mark.parametrize("name", but_slow(CASES, SWEPT))
 def test_values_and_derivatives_to_second_order(name):
     with jax.enable_x64(True):
         x, scale, bias, ct, state = arrays(name)

@@ -89,7 +89,6 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # Few and many axes, with one feature axis and two, first or last.
 QUICK = {
     "images": (AUTO,), "channels first": (EXPLICIT,), "several feature axes": (AUTO,),
-    "vectors": (EXPLICIT,),
 }  # fmt: skip
 
 
@@ -186,7 +185,7 @@ def all_loops(x, ct, scale, shift, where, *, axes):
     [
         pytest.param(name, marks=[pytest.mark.slow] if slow else [])
         for name in SHAPES | UNSPLIT
-        for slow in [name in ("videos", "sequences", "several feature axes")]
+        for slow in [name not in ("images", "vectors")]
     ],
 )
 def test_its_loops_equal_the_others(name):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from sweeps import but_slow
 
 import jaxbn
 
@@ -154,7 +155,13 @@ def check_uneven(mode, activation):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+# Explicit axes are tested by the global view.
+SWEPT = ("shard_map-Auto-vma=False", "shard_map-Explicit-vma=True",
+         "shard_map-Explicit-vma=False", "global-Auto")  # fmt: skip
+QUICK_MODES = but_slow(MODES, SWEPT)
+
+
+@pytest.mark.parametrize("mode", QUICK_MODES)
 def test_uneven_and_empty_replicas_equal_one_device(mode):
     check_uneven(mode, None)
 
@@ -170,7 +177,7 @@ def test_uneven_and_empty_replicas_with_an_activation_equal_one_device(mode):
     check_uneven(mode, "relu")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_MODES)
 def test_without_a_mask_all_modes_equal_one_device(mode):
     x, where, *rest = case()
     args = (x, np.ones_like(where), *rest)
@@ -180,7 +187,7 @@ def test_without_a_mask_all_modes_equal_one_device(mode):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_MODES)
 def test_nothing_valid_anywhere_is_finite_and_leaves_the_state(mode):
     x, where, state, *rest = case()
     got = program(mode, None)(x, np.zeros_like(where), state, *rest)
@@ -190,11 +197,14 @@ def test_nothing_valid_anywhere_is_finite_and_leaves_the_state(mode):
     chex.assert_trees_all_equal(new, state)
 
 
+OF_SWEPT = [(mode, offset) for mode in SWEPT for offset in (0.0, 1e5)]
+
+
 @pytest.mark.parametrize(
     ("mode", "offset"),
     [
-        *((mode, offset) for mode in MODES for offset in (0.0, 1e5)),
-        *(("global-Auto", offset) for offset in (10.0, 1e2, 1e3, 1e4)),
+        *but_slow([(m, offset) for m in MODES for offset in (0.0, 1e5)], OF_SWEPT),
+        *(("global-Explicit", offset) for offset in (10.0, 1e2, 1e3, 1e4)),
     ],
 )
 def test_statistics_far_from_zero_are_right_at_the_first_step(mode, offset):
@@ -239,8 +249,11 @@ def grouped(mode):
     return jax.jit(mapped)
 
 
+GROUPED = [mode for mode in NAMED if "Explicit" not in mode]
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-@pytest.mark.parametrize("mode", [mode for mode in NAMED if "Explicit" not in mode])
+@pytest.mark.parametrize("mode", but_slow(GROUPED, SWEPT))
 def test_groups_share_statistics_among_their_own_members(mode, offset):
     x, where, state, scale, bias, ct = case()
     # Only the last group is far from the running mean: all must still agree to look
@@ -277,8 +290,13 @@ def test_several_axis_names_share_over_their_product():
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("masked", [True, False])
+BOTH = [(masked, checked) for masked in (True, False) for checked in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("masked", "check_vma"),
+    but_slow(BOTH, [(True, False), (False, False)]),
+)
 def test_steady_state_needs_one_all_reduce_forward_and_one_backward(check_vma, masked):
     x, where, state, scale, bias, ct = case()
 

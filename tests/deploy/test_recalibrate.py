@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
+from sweeps import but_slow
 
 import jaxbn
 import jaxbn.linen
@@ -240,7 +241,11 @@ class NnxShared(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    "layer", [Shared, SharedOurs, nnx.BatchNorm, jaxbn.nnx.BatchNorm]
+    "layer",
+    but_slow(
+        [Shared, SharedOurs, nnx.BatchNorm, jaxbn.nnx.BatchNorm],
+        [Shared, nnx.BatchNorm],
+    ),
 )
 def test_what_members_of_a_vmap_see_of_a_shared_layer_is_merged(layer):
     x, _ = data(8)

@@ -20,6 +20,7 @@ from experiments.bench import turns as bench_turns
 from experiments.nets import resnet
 
 
+@pytest.mark.slow
 def test_accuracy_meets_its_bounds_and_writes_what_it_prints(
     tmp_path, capsys, monkeypatch
 ):

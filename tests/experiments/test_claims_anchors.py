@@ -35,6 +35,7 @@ def growth():
     return jax.tree.map(slope, found)
 
 
+@pytest.mark.slow
 def test_gradients_of_deep_normalized_nets_grow_as_in_theory(growth):
     theory = 0.5 * np.log(np.pi / (np.pi - 1))
     assert theory == pytest.approx(0.19, abs=0.005)

@@ -171,6 +171,7 @@ def test_every_pass_takes_every_row_once():
     np.testing.assert_array_equal(order, batches(plan))
 
 
+@pytest.mark.slow
 def test_early_steps_are_evaluated_one_by_one_and_change_nothing():
     numbers = {"steps": 6, "batch": 32, "evals": 3, "seed": 3}
     plan = Plan(mlp(none()), small(), [{"lr": 0.1}], **numbers)

@@ -98,6 +98,7 @@ COMMITTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", COMMITTED, ids=[one.name for one in COMMITTED])
 def test_the_committed_results_follow_from_their_runs(folder):
     assert verify(folder) == []

@@ -97,7 +97,9 @@ def lstm_of_flax(cell, x, layer_norm):
     return flax.apply({"params": {"cell": params}}, x)[:, -1]
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize(
+    "layer_norm", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_the_lstm_is_that_of_flax(layer_norm):
     net = recurrent.plain_lstm(layer_norm=layer_norm)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -110,6 +112,7 @@ def test_the_lstm_is_that_of_flax(layer_norm):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_are_decades_of_what_activations_see():
     def apply(params, state, x, context):
         return x, state, [100 * x, -0.1 * x]

@@ -1,5 +1,6 @@
 """The page and the summary of a run: nothing from outside, readable, sources named."""
 
+import itertools
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import types
 
 import pytest
 from claims_runs import COINS, use_coins
+from sweeps import but_slow
 
 from experiments.__main__ import main
 from experiments.claims import report
@@ -159,8 +161,10 @@ def test_the_report_needs_nothing_else(reported):
         assert (reported / "figures" / f"{name}.svg").is_file()
 
 
-@pytest.mark.parametrize("width", [390, 1000])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+VIEWS = list(itertools.product(("light", "dark"), (390, 1000)))
+
+
+@pytest.mark.parametrize(("scheme", "width"), but_slow(VIEWS, VIEWS[1:3]))
 def test_a_browser_shows_the_page(reported, tmp_path, width, scheme):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

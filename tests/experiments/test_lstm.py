@@ -60,7 +60,9 @@ def test_lstm_equals_float64_numpy():
     np.testing.assert_allclose(got, want, atol=3e-6)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "training", [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_lstm_computes_in_the_type_of_inputs_and_weights_together(training):
     params, states, x = net()
     run = trained if training else evaluated
@@ -122,6 +124,7 @@ def test_lstm_evaluates_like_training_after_one_batch_and_trains():
     assert np.abs(grads.hidden).max() > 0
 
 
+@pytest.mark.slow
 def test_lstm_on_eight_devices_equals_one():
     params, states, x = net()
     mesh = Mesh(np.array(jax.devices()[:8]), ("d",))

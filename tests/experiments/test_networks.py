@@ -4,11 +4,8 @@ import pytest
 
 from experiments.claims.networks import NETWORKS, train
 
-SLOW = [n for n in NETWORKS if n != "dense"]
 
-
-@pytest.mark.parametrize(
-    "name", ["dense", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_networks_learn(name):
     assert train(*NETWORKS[name], steps=40) > 0.7

@@ -70,7 +70,9 @@ def test_nothing_in_a_run_names_the_directory(finished_once):
         assert str(finished_once.parent) not in path.read_text()
 
 
-@pytest.mark.parametrize(("step", "elsewhere"), [(2, True), (4, False)])
+@pytest.mark.parametrize(
+    ("step", "elsewhere"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     step, elsewhere, finished, tmp_path, monkeypatch, capsys
 ):
@@ -90,6 +92,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     jax.tree.map(np.testing.assert_array_equal, states(out), states(finished))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_lengthened_ends_as_if_it_had_been_longer(finished, tmp_path):
     out = tmp_path / "longer"
     assert run_train("--out", out, *TINY, "--steps", "4") == 0
@@ -105,6 +108,7 @@ def test_the_checkpoint_holds_the_running_statistics(finished):
     assert statistics and all(np.abs(leaf).max() > 0 for leaf in statistics)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_the_latest_checkpoint(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:

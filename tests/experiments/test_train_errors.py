@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from drop_in import but_slow
+from sweeps import but_slow
 from train_runs import TINY, contents, run_train
 
 from experiments.__main__ import main
@@ -167,7 +167,7 @@ def without_checksums(folder):
     "damage",
     but_slow(
         (truncated, without_states, changed, without_checksums, shutil.rmtree),
-        (truncated, without_states, shutil.rmtree),
+        (truncated, without_states, without_checksums, shutil.rmtree),
     ),
 )
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(damage, finished, capsys):

@@ -51,6 +51,7 @@ def same(got, want):
             np.testing.assert_array_equal(a[key], b[key])
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(case=cases, seed=st.integers(0, 2**40))
 def test_all_processes_together_have_the_batches_of_one(case, seed):

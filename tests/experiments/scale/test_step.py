@@ -126,15 +126,15 @@ def on_one_device(bn_sync, *, small=True):
 
 
 SLOW = pytest.mark.slow
+QUICK = ({"parallel": "jit", "model_devices": 2}, {"parallel": "shard_map"})
 
 
-# The quick suite leaves out the first layout, of which the second has all and more.
 CASES = [
     pytest.param(small, bn_sync, layout, marks=[] if quick else [SLOW])
     for small in (True, False)
     for bn_sync in ("global", "ghost:4")
     for layout in LAYOUTS
-    for quick in [small and bn_sync == "global" and layout != LAYOUTS[0]]
+    for quick in [small and bn_sync == "global" and layout in QUICK]
 ]
 
 
