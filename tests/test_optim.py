@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from extras import needs
 from flax import nnx
+from flax.core import freeze
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +30,27 @@ def test_mask_spares_scales_and_biases_of_dictionaries_and_nnx_states():
     mask = jax.tree_util.tree_leaves_with_path(optim.weight_decay_mask(state))
     kernels = [value for path, value in mask if "kernel" in str(path)]
     assert kernels == [True] and sum(value for _, value in mask) == 1
+
+
+def test_the_weight_of_a_normalization_of_equinox_is_its_scale():
+    equinox = needs("equinox")
+
+    def make(key):
+        norms = [equinox.nn.LayerNorm(3), jaxbn.equinox.BatchNorm(3, "batch")]
+        return [equinox.nn.Linear(3, 3, key=key), *norms]
+
+    model, _ = equinox.nn.make_with_state(make)(jax.random.key(0))
+    params = jax.tree.map(lambda v: 3 * v, equinox.filter(model, equinox.is_array))
+    linear, *norms = optim.weight_decay_mask(params)
+    assert linear.weight and not linear.bias
+    assert not any(norm.weight or norm.bias for norm in norms)
+    decay = optim.decay_scale(0.1)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    linear, *norms = decay.update(zero, decay.init(params), params)[0]
+    assert not linear.weight.any()
+    for norm in norms:
+        np.testing.assert_allclose(norm.weight, 0.2, rtol=1e-6)
+        assert not norm.bias.any()
 
 
 def test_masked_decay_moves_only_the_kernel():
@@ -94,6 +117,41 @@ def test_the_box_around_a_scale_stays():
     got = optim.zero_last_scale(params, block="Block_0")
     assert jax.tree.structure(got) == jax.tree.structure(params)
     np.testing.assert_array_equal(got["Block_0"]["BatchNorm_0"]["scale"].value, 0)
+
+
+def test_the_containers_around_a_scale_stay():
+    layers = {"Block_0": {"norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}}}
+
+    class Block(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+
+    for params, block in ((freeze(layers), "Block_0"), (nnx.state(Block()), "")):
+        got = optim.zero_last_scale(params, block=block)
+        assert jax.tree.structure(got) == jax.tree.structure(params)
+        changed = jax.tree.map(lambda a, b: bool((a != b).any()), got, params)
+        assert sum(jax.tree.leaves(changed)) == 1
+
+
+def test_an_infinity_of_the_optimizer_is_no_bad_step():
+    old = {"best": jnp.array([jnp.inf, 1.0]), "w": jnp.ones(2)}
+    for best, good in (
+        ([jnp.inf, 2.0], True), ([3.0, 2.0], True), ([-jnp.inf, 1.0], False),
+        ([jnp.inf, jnp.inf], False), ([jnp.nan, 1.0], False),
+    ):  # fmt: skip
+        new = {"best": jnp.array(best), "w": jnp.zeros(2)}
+        assert optim.keep_finite(new, old)[1] == good
+
+
+def test_a_mask_that_freezes_nothing_is_refused():
+    params = {"bn": {"scale": 1.0, "bias": 0.0}, "dense": {"bias": 0.0}}
+    statistics = {"bn": {"mean": 0.0, "var": 1.0}}
+    variables = {"params": params, "batch_stats": statistics}
+    optim.frozen_mask(params, statistics)
+    assert optim.frozen_mask({}, statistics) == {}
+    for wrong in ((params, variables), (variables, statistics), (variables, variables)):
+        with pytest.raises(ValueError, match="`params` must have the scale or bias"):
+            optim.frozen_mask(*wrong)
 
 
 def test_a_bad_step_changes_nothing_and_a_good_one_everything():

@@ -12,7 +12,14 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends.contract import counted, divisor, is_explicit, rows, statistics_type
+from jaxbn.backends.contract import (
+    counted,
+    divisor,
+    is_explicit,
+    rows,
+    split_axes,
+    statistics_type,
+)
 from jaxbn.backends.merging import LARGE, Centered
 
 # Rows of a block: fewer cost memory traffic for its sums, more cost digits.
@@ -25,7 +32,7 @@ def moments_of_blocks(
     """The moments of the blocks of `x`, the axes that list them and those within.
 
     All axes are kept, those within a block with a size of one. No block has rows of two
-    devices, if the first axis is split over `devices`.
+    devices, if the first axis is split over `devices`, or others as the types tell.
     """
     x, where, outer, inner = _cut(x, where, axes, devices)
     wide, every = statistics_type(x), range(x.ndim)
@@ -73,7 +80,9 @@ def _unit(pivot: Array) -> Array | None:
 
 def _cut(x, where, axes, devices):
     """`x` and its mask with one axis cut in two, the axes of blocks and within them."""
-    outer, inner = rows(x, axes)[:1], rows(x, axes)[1:]
+    every, split = rows(x, axes), split_axes(x)
+    outer = tuple(i for i in every if i == every[0] or i in split)
+    inner = tuple(i for i in every if i not in outer)
     if not outer or not all(isinstance(n, int) for n in x.shape):  # or symbolic
         return x, where, outer, inner
 
@@ -82,6 +91,8 @@ def _cut(x, where, axes, devices):
 
     while len(inner) > 1 and size() > _MOST and size() >= _FEW * x.shape[inner[0]]:
         outer, inner = (*outer, inner[0]), inner[1:]
+    if is_explicit(x):  # a reshape of what is split is refused
+        return x, where, outer, inner
     # If the rows behind the first axis are few, or none, some of that axis joins them.
     n = x.shape[outer[0]]
     fitting = [
@@ -89,7 +100,7 @@ def _cut(x, where, axes, devices):
         for d in range(1, min(n, _FEW) + 1)
         if d * size() <= _FEW and n % d == 0 and n // d % devices == 0
     ]
-    each = 1 if is_explicit(x) else max(fitting, default=1)
+    each = max(fitting, default=1)
     if each == 1 and inner:
         return x, where, outer, inner
     return _joined(x, where, outer[0], inner, each)

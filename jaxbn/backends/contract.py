@@ -103,6 +103,11 @@ def is_explicit(x: Array) -> bool:
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
+def split_axes(x: Array) -> list[int]:
+    """The axes that lie on several devices, as far as the type of `x` tells."""
+    return [i for i, name in enumerate(jax.typeof(x).sharding.spec) if name is not None]
+
+
 def statistics_type(x: Array) -> jnp.dtype:
     """The type of statistics of `x`, also where implicit promotion is switched off."""
     with jax.numpy_dtype_promotion("standard"):

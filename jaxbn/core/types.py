@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jax import Array
+from jax import Array, export
 
 AxisName = str | Sequence[str]
 """One mesh or vmap axis, or several, as in `jax.lax.psum`."""
@@ -44,3 +44,10 @@ class BatchNormState(NamedTuple):
     mean: Array
     var: Array
     count: Array
+
+
+# For programs that take or return them.
+for _record in (Moments, BatchNormState):
+    export.register_namedtuple_serialization(
+        _record, serialized_name=f"jaxbn.{_record.__name__}"
+    )

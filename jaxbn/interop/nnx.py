@@ -96,6 +96,10 @@ def model_layers(model: Any) -> Target:
         path: {k: v.get_value() for k, v in found.items()}
         for path, found in held.items()
     }
+    for path, node in nodes.items():  # what nothing in PyTorch is known to match
+        place, _, name = path.rpartition("/")
+        if isinstance(node, nnx.Param) and place not in held:
+            layers.setdefault(place, {})[name] = node.get_value()
     turned = [p for p in held if not getattr(modules[p], "transpose_kernel", True)]
     for path in turned:
         layers[path]["kernel"] = jax.eval_shape(_turned, layers[path]["kernel"])

@@ -1,7 +1,8 @@
 """Masks for weight decay, and initial scales of residual blocks."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from jaxbn.core import options, trees, values
 from jaxbn.core.paths import pattern
 from jaxbn.core.records import FINITE, Rule
 
+_AS_IN_FLAX = {"weight": "scale"}
+
 
 def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) -> Any:
     """True for each parameter to decay, False for scales and biases.
@@ -23,7 +26,8 @@ def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) 
 
     Args:
         params: any tree with named leaves: dictionaries, dataclasses, nnx states.
-        names: the last names to leave out.
+        names: the last names to leave out. The weight of a normalization layer of
+            Equinox counts as its "scale".
 
     Returns:
         A tree of the same structure, of bools; one for each `nnx.Variable` or
@@ -38,9 +42,7 @@ def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) 
         {'bias': False, 'scale': False}
     """
     names = options.words("names", names)
-    return jax.tree.map_with_path(
-        lambda path, _: last_name(path) not in names, params, is_leaf=is_box
-    )
+    return jax.tree.map(lambda name: name not in names, last_names(params, is_box))
 
 
 def decay_scale(
@@ -56,7 +58,8 @@ def decay_scale(
     Args:
         rate: strength of the decay.
         target: what to decay towards; with `names=("bias",)` and 0 it decays biases.
-        names: the last names of the leaves it applies to.
+        names: the last names of the leaves it applies to. The weight of a
+            normalization layer of Equinox counts as its "scale".
 
     Returns:
         A stateless gradient transformation that needs `params`.
@@ -86,13 +89,13 @@ def decay_scale(
         hint = "Pass the parameters to `update`, as its third argument."
         trees.same_structure("params", params, "updates", updates, hint=hint)
 
-        def one(path, value, param):
-            if last_name(path) not in names:
+        def one(name, value, param):
+            if name not in names:
                 return value
             value, param = values.array("updates", value), values.array("params", param)
             return value + rate * (param - target)
 
-        return jax.tree_util.tree_map_with_path(one, updates, params)
+        return jax.tree.map(one, last_names(updates), updates, params)
 
     return optax.stateless(step)
 
@@ -101,7 +104,7 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
     """Sets the last scale of every residual block to zero: it starts as the identity.
 
     Args:
-        params: nested dictionaries of parameters.
+        params: the parameters of a model: nested dictionaries, or an nnx.State.
         block: regular expression for the whole name of a residual block, for example
             "ResNetBlock_[0-9]+".
         norm: regular expression for the whole names of the normalization layers on the
@@ -109,7 +112,7 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
             last one in natural order is meant: "BatchNorm_10" is after "BatchNorm_9".
 
     Returns:
-        New parameters.
+        New parameters, in the same containers.
 
     Raises:
         TypeError: if `block` or `norm` is no string.
@@ -127,29 +130,48 @@ def zero_last_scale(params: Any, *, block: str, norm: str = ".*") -> Any:
     hint = 'For example "ResNetBlock_[0-9]+".'
     is_block = pattern("block", block, hint=hint)
     is_norm = pattern("norm", norm, hint=hint)
-    changed = 0
-
-    def visit(name, tree):
-        nonlocal changed
-        if not isinstance(tree, Mapping):
-            return tree
-        tree = {key: visit(key, value) for key, value in tree.items()}
-        norms = [k for k in tree if is_norm(str(k)) and _has_scale(tree[k])]
-        if norms and is_block(str(name)):
-            last = max(norms, key=_natural)
-            # A scale may be in a box, as `nn.Partitioned`, which stays around it.
-            zero = jax.tree.map(jnp.zeros_like, tree[last]["scale"])
-            tree[last] = {**tree[last], "scale": zero}
-            changed += 1
-        return tree
-
-    result = visit("", params)
-    if not changed:
+    found = defaultdict(list)
+    for path, _ in jax.tree.leaves_with_path(params, is_leaf=is_box):
+        layer, name = place(path)
+        inside, _, own = layer.rpartition("/")
+        if name == "scale" and is_norm(own) and is_block(inside.rpartition("/")[2]):
+            found[inside].append(layer)
+    if not found:
         raise ValueError(
             f"`block` must match the name of a block that contains a scale, got "
             f"{block!r} and `norm` {norm!r}. Look at the keys of `params`."
         )
-    return result
+    last = {max(layers, key=_natural) for layers in found.values()}
+
+    def one(path, leaf):
+        layer, name = place(path)
+        is_last = layer in last and name == "scale"
+        # It may be in a box, as `nn.Partitioned`, which stays around it.
+        return jax.tree.map(jnp.zeros_like, leaf) if is_last else leaf
+
+    return jax.tree.map_with_path(one, params, is_leaf=is_box)
+
+
+def last_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """The last name of every leaf, in a tree of the same structure."""
+
+    def is_end(node):
+        return _is_equinox_norm(node) or (is_leaf is not None and is_leaf(node))
+
+    def names(path, node):
+        if not _is_equinox_norm(node):
+            return last_name(path)
+        return jax.tree.map_with_path(
+            lambda inner, _: _AS_IN_FLAX.get(last_name(inner), last_name(inner)), node
+        )
+
+    return jax.tree.map_with_path(names, tree, is_leaf=is_end)
+
+
+def place(path: tuple) -> tuple[str, str]:
+    """The path of the layer of a leaf, and the name of the leaf there."""
+    *layer, name = [str(getattr(k, "key", getattr(k, "name", k))) for k in path] or [""]
+    return "/".join(layer), name
 
 
 def last_name(path: tuple) -> str:
@@ -164,8 +186,9 @@ def is_box(value: Any) -> bool:
     return hasattr(value, "get_value") or hasattr(value, "replace_boxed")
 
 
-def _has_scale(tree: Any) -> bool:
-    return isinstance(tree, Mapping) and "scale" in tree
+def _is_equinox_norm(node: Any) -> bool:
+    """Recognizes LayerNorm, BatchNorm, ... of Equinox, and this package's layer."""
+    return all(hasattr(node, name) for name in ("eps", "weight", "bias"))
 
 
 def _natural(name: Any) -> list:

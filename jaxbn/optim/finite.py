@@ -17,6 +17,9 @@ def keep_finite(
 ) -> tuple[Any, Array]:
     """`new` if it is finite, else `old`: parameters, optimizer and statistics together.
 
+    An infinity that was there before the step does not count: optimizers keep some, as
+    the best loss so far of `optax.contrib.reduce_on_plateau`.
+
     Args:
         new: what a training step computed: any tree, for example (params, optimizer
             state, batch statistics).
@@ -38,10 +41,11 @@ def keep_finite(
     """
     new, old = trees.of_arrays("new", new), trees.of_arrays("old", old)
     _same("old", old, new)
-    watched = new if watch is None else trees.of_arrays("watch", watch)
-    leaves = jax.tree.leaves(watched)
+    watched = jax.tree.leaves(new if watch is None else trees.of_arrays("watch", watch))
+    before = jax.tree.leaves(old) if watch is None else [None] * len(watched)
+    pairs = zip(watched, before, strict=True)
     # Not a sum, which overflows from 2^31 bad values on.
-    bad = (jnp.any(~jnp.isfinite(v)) for v in leaves if _can_overflow(v))
+    bad = (_spoilt(v, b) for v, b in pairs if jnp.issubdtype(v.dtype, jnp.inexact))
     here = functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool))
     members = group_of(axis_name, None)
     (anywhere,) = sync.totals((here.astype(jnp.int32),), members)
@@ -49,8 +53,12 @@ def keep_finite(
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
 
 
-def _can_overflow(value: Array) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.inexact)
+def _spoilt(value: Array, before: Array | None) -> Array:
+    """Tells whether there is NaN, or an infinity that was not there before."""
+    bad = ~jnp.isfinite(value)
+    if before is not None:
+        bad &= value != before.astype(value.dtype)
+    return jnp.any(bad)
 
 
 def _same(name: str, tree: Any, new: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxbn.core.paths import chosen, require_some
-from jaxbn.optim.decay import is_box
+from jaxbn.optim.decay import is_box, place
 from jaxbn.variants.models import is_layer
 
 
@@ -34,7 +34,8 @@ def frozen_mask(
 
     Raises:
         TypeError: if `only` is no regular expression and no function.
-        ValueError: if there are no running statistics, or `only` means none of them.
+        ValueError: if there are no running statistics, `only` means none of them, or
+            `params` has no scale and no bias at the path of one.
 
     Example:
         >>> params = {"norm": {"scale": 1.0, "bias": 0.0}, "dense": {"bias": 0.0}}
@@ -44,7 +45,7 @@ def frozen_mask(
     """
     names = defaultdict(set)
     for path, _ in jax.tree.leaves_with_path(statistics, is_leaf=is_box):
-        layer, name = _place(path)
+        layer, name = place(path)
         names[layer].add(name)
     is_meant = chosen(only)
     layers = [layer for layer in names if is_layer(names[layer])]
@@ -52,13 +53,15 @@ def frozen_mask(
     require_some(only, meant, layers, "statistics")
 
     def is_frozen(path, _):
-        layer, name = _place(path)
+        layer, name = place(path)
         return layer in meant and name in ("scale", "bias")
 
-    return jax.tree.map_with_path(is_frozen, params, is_leaf=is_box)
-
-
-def _place(path: tuple) -> tuple[str, str]:
-    """The path of the layer of a leaf, and the name of the leaf there."""
-    *layer, name = [str(getattr(k, "key", getattr(k, "name", k))) for k in path] or [""]
-    return "/".join(layer), name
+    mask = jax.tree.map_with_path(is_frozen, params, is_leaf=is_box)
+    found = jax.tree.leaves(mask)
+    if found and not any(found):
+        raise ValueError(
+            "`params` must have the scale or bias of a layer in `statistics` at the "
+            f"same path, got none for {min(meant)!r}. Pass `variables['params']` with "
+            "`variables['batch_stats']`, or both states of one nnx model."
+        )
+    return mask

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, export, lax
 
 from jaxbn.backends import dispatch
 from jaxbn.backends.contract import without_nonfinite
@@ -32,6 +32,11 @@ class RenormState(NamedTuple):
     mean: Array
     sigma: Array
     count: Array
+
+
+export.register_namedtuple_serialization(
+    RenormState, serialized_name="jaxbn.RenormState"
+)
 
 
 def init_renorm_state(num_features: int | Sequence[int]) -> RenormState:

@@ -1,5 +1,6 @@
 """The bounds of batch renormalization as functions of the step."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,24 @@ from jax import Array
 
 from jaxbn.core import options
 from jaxbn.core.values import is_traced
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ramp:
+    """A line between two bounds; a class, so that it pickles and equals another one."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, step: int | Array) -> Array:
+        """Returns the bound at a step."""
+        hint = "It is the number of updates."
+        options.numbers("step", step, lambda v: v >= 0, "not negative", hint=hint)
+        past = jnp.asarray(step, jnp.float32) - self.start
+        share = past / (self.end - self.start)
+        return self.low + (self.high - self.low) * jnp.clip(share, 0, 1)
 
 
 class RenormSchedule(NamedTuple):
@@ -71,16 +90,8 @@ def renorm_schedule(
     start = number("start", start, 0)
     after = 1 if is_traced(start) else start + 1
 
-    def ramp(low, high, end):
-        def at(step):
-            hint = "It is the number of updates."
-            options.numbers("step", step, lambda v: v >= 0, "not negative", hint=hint)
-            share = (jnp.asarray(step, jnp.float32) - start) / (end - start)
-            return low + (high - low) * jnp.clip(share, 0, 1)
-
-        return at
-
+    r_max, r_end = number("r_max", r_max, 1), number("r_end", r_end, after)
+    d_max, d_end = number("d_max", d_max, 0), number("d_end", d_end, after)
     return RenormSchedule(
-        ramp(1.0, number("r_max", r_max, 1), number("r_end", r_end, after)),
-        ramp(0.0, number("d_max", d_max, 0), number("d_end", d_end, after)),
+        _Ramp(1.0, r_max, start, r_end), _Ramp(0.0, d_max, start, d_end)
     )

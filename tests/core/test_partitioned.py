@@ -195,12 +195,16 @@ def test_its_loops_equal_the_others(name):
     chex.assert_trees_all_close(*jax.device_get(found), rtol=1e-5, atol=1e-5)
 
 
-BY_FEATURES = {  # shape of the batch, its feature axis and the sharding
+BY_TYPES = {  # shape of the batch, its feature axis and the sharding
     "features": ((16, 8), -1, P(None, "m")),
     "both": ((16, 8), -1, P("d", "m")),
     "both by all": ((16, 8), -1, P(None, ("d", "m"))),
     "images": ((4, 8, 2, 2), 1, P("d", "m")),
     "two feature axes": ((8, 4, 2, 8), (1, 3), P(None, "d", None, "m")),
+    "rows": ((8, 6, 4, 3), -1, P("d", None, "m")),
+    "rows behind the first": ((3, 4, 8, 5), -1, P(None, "d", "m")),
+    "rows of channels first": ((4, 3, 4, 8), 1, P("d", None, None, "m")),
+    "rows of features first": ((3, 8, 4), 0, P(None, "d", "m")),
 }
 
 
@@ -214,8 +218,8 @@ def placed(tree, spec):
     return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), spec), tree)
 
 
-def feature_case(name, *, masked):
-    shape, axis, _ = BY_FEATURES[name]
+def typed_case(name, *, masked):
+    shape, axis, _ = BY_TYPES[name]
     axes = sorted(a % len(shape) for a in np.atleast_1d(axis))
     generator = np.random.default_rng(0)
     features = tuple(shape[a] for a in axes)
@@ -234,15 +238,15 @@ def feature_case(name, *, masked):
 
 
 @functools.cache
-def features_on_one_device(name, *, masked):
-    run, _, arrays = feature_case(name, masked=masked)
+def typed_on_one_device(name, *, masked):
+    run, _, arrays = typed_case(name, masked=masked)
     return jax.device_get(jax.jit(run)(*arrays))
 
 
-def by_features(name, *, masked, along):
-    """What one device and a mesh with explicit feature axes give."""
-    run, axes, (x, ct, *vectors) = feature_case(name, masked=masked)
-    spec = BY_FEATURES[name][2]
+def by_types(name, *, masked, along):
+    """What one device and a mesh with explicit axes give."""
+    run, axes, (x, ct, *vectors) = typed_case(name, masked=masked)
+    spec = BY_TYPES[name][2]
     with jax.set_mesh(mesh_of_types()):
         full = [*spec, *[None] * (x.ndim - len(spec))]
         thin = P(*(full[a] for a in axes)) if along else P()
@@ -250,20 +254,21 @@ def by_features(name, *, masked, along):
         got = jax.jit(run)(*arrays)
     for old, new in zip(arrays[-1], got[3], strict=True):
         assert new.sharding.is_equivalent_to(old.sharding, old.ndim)
-    want = features_on_one_device(name, masked=masked)
+    want = typed_on_one_device(name, masked=masked)
     chex.assert_trees_all_close(jax.device_get(got), want, rtol=1e-5, atol=1e-4)
 
 
-def test_features_may_be_split_where_types_tell():
-    by_features("both", masked=True, along=True)
+@pytest.mark.parametrize(("name", "masked"), [("both", True), ("rows", False)])
+def test_axes_may_be_split_where_types_tell(name, masked):
+    by_types(name, masked=masked, along=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("along", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", BY_FEATURES)
-def test_features_may_be_split_in_every_way(name, masked, along):
-    by_features(name, masked=masked, along=along)
+@pytest.mark.parametrize("name", BY_TYPES)
+def test_axes_may_be_split_in_every_way(name, masked, along):
+    by_types(name, masked=masked, along=along)
 
 
 # Of x, scale and bias, mean and var, count; None: made before the mesh was set.

@@ -11,8 +11,10 @@ import reference
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import export
 
 import jaxbn
+from jaxbn.variants.renorm import batch_renorm, init_renorm_state
 
 ROUNDING = 64 * 2.0**-24
 update = jax.jit(
@@ -234,3 +236,16 @@ def test_a_float32_state_keeps_its_type_for_a_float64_batch():
         assert batch.mean.dtype == jnp.float64
         new = update(state, batch)
     assert [s.dtype for s in new] == [jnp.float32] * 3
+
+
+def test_programs_with_states_and_moments_can_be_stored():
+    def step(x, state, renorm):
+        seen = jaxbn.moments(x)
+        y, renorm = batch_renorm(x, renorm, r_max=1.0, d_max=0.0)
+        return y, seen, jaxbn.update(state, seen), renorm
+
+    x = batches(1)[0]
+    arguments = x, jaxbn.init_state(3), init_renorm_state(3)
+    content = export.export(jax.jit(step))(*arguments).serialize(vjp_order=1)
+    got = export.deserialize(content).call(*arguments)
+    chex.assert_trees_all_equal(got, jax.jit(step)(*arguments))

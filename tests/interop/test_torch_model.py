@@ -110,6 +110,19 @@ def test_an_nnx_model_by_rules(module, kind):
     assert jaxbn.interop.check_torch_model(module, run, [IMAGES]) < 1e-5
 
 
+def test_what_nothing_in_pytorch_fills_is_named():
+    class Net(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.embed, self.slope = nnx.Embed(5, 2, rngs=rngs), nnx.PReLU()
+            self.dense, self.drop = nnx.Linear(2, 2, rngs=rngs), nnx.Dropout(0.5)
+            self.factors = nnx.List([nnx.Param(np.ones(3))])
+
+    found = jaxbn.interop.from_torch(torch.nn.Linear(2, 2), into=Net())
+    assert found.matched == {"": "dense"}
+    assert sorted(found.untouched) == ["embed", "factors", "slope"]
+
+
 def test_transposed_convolutions_are_turned_as_they_are_in_nnx():
     class Turned(nnx.Module):
         def __init__(self):

@@ -1,14 +1,19 @@
 """Batch renormalization follows the paper, with bounds that may be traced."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxbn
+import jaxbn.linen_variants
+import jaxbn.nnx_variants
 from jaxbn.variants.renorm import (
     RenormState,
     batch_renorm,
@@ -189,6 +194,17 @@ def test_schedule_is_that_of_the_paper_also_when_traced():
         np.interp(steps, [5_000, 25_000], [0, 5]),
         rtol=1e-6,
     )
+
+
+def test_a_schedule_is_a_value():
+    schedule = renorm_schedule()
+    assert schedule == renorm_schedule() != renorm_schedule(r_max=2.0)
+    assert len({schedule, renorm_schedule()}) == 1
+    layer = jaxbn.linen_variants.BatchRenorm(True)
+    assert pickle.loads(pickle.dumps(layer)) == layer
+    layer = jaxbn.nnx_variants.BatchRenorm(2, rngs=nnx.Rngs(0))
+    same = pickle.loads(pickle.dumps(layer))
+    assert (same.r_max, same.d_max) == tuple(schedule)
 
 
 def test_crossq_joint_batch_shares_statistics_between_current_and_next_actions():
