@@ -16,6 +16,7 @@ from experiments.bench import layer as bench_layer
 from experiments.bench import main as bench
 from experiments.bench import memory as bench_memory
 from experiments.bench import peers as bench_peers
+from experiments.bench import step as bench_step
 from experiments.bench import turns as bench_turns
 from experiments.nets import resnet
 
@@ -133,6 +134,25 @@ def test_layer_prints_means_and_writes_records_and_a_plot(
     assert first["predicted"]["flax"] == pytest.approx(predicted)
     assert (tmp_path / "layer.png").stat().st_size > 1000
     assert "all libraries" not in (tmp_path / "layer.md").read_text().splitlines()[0]
+
+
+@pytest.mark.slow
+def test_step_trains_the_network_with_each_library(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_step, "SIZES", {8: 8})
+    norms = {name: bench_step.NORMS[name] for name in ("jaxbn, fused", "flax")}
+    monkeypatch.setattr(bench_step, "NORMS", norms)
+    in_turns = bench_step.in_turns
+    monkeypatch.setattr(
+        bench_step, "in_turns", lambda runs, seconds: in_turns(runs, seconds=0.1)
+    )
+    monkeypatch.setattr(bench, "_has", lambda variables: True)
+    assert command.main(["bench", "step", "--quick", "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    for record in json.loads((tmp_path / "step.json").read_text())["steps"]:
+        assert record["network"] == "ResNet-8" and record["images"] == [8, 8, 8, 3]
+        ratio = record["flax / it"]["jaxbn, fused"]["median"]
+        assert record["flax / it"]["flax"]["median"] == 1
+        assert f"({ratio:.2f}, " in table
 
 
 def test_the_plan_has_every_kind_of_case():
