@@ -627,7 +627,6 @@ SENSIBLE = {
     "only": {"none"},
     "to": {"none"},
     "frozen_mask.params": ANY,
-    "frozen_mask.statistics": {k for k in WRONG if "state" in k},
     "fold.frozen": set(),
     "dead_below": NOT_NEGATIVE | {"infinite"},
     "rate": NOT_NEGATIVE,
