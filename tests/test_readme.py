@@ -82,6 +82,13 @@ def test_the_programs_are_those_of_the_results():
     temporary = [step[name][8] for name in order]
     assert ["GB moved", *moved] in rows(BENCHMARKS)
     assert ["temporary, GB", *temporary] in rows(BENCHMARKS)
+    step = {row[3]: row for row in compiled if row[:3] == ["TPU v5e", "1", "64"]}
+    for place, row in ((5, "kernels"), (8, "temporary, GB")):
+        assert [row, *(step[n][place] for n in ("flax", "jaxbn"))] in rows(BENCHMARKS)
+    moved = [re.findall(r"[\d.]+", step[name][4]) for name in ("flax", "jaxbn")]
+    cells = [f"{float(main):.1f} ({float(every):.1f})" for main, every in moved]
+    row = "GB moved in main memory (in all memories)"
+    assert [row, *cells] in rows(BENCHMARKS)
 
 
 @in_checkout
@@ -95,6 +102,13 @@ def test_the_times_are_those_of_the_results():
     for dtype, *_, flax, torch, xla, least, share in layers:
         cells = [flax, torch, f"{xla} ({least})", share]
         assert any(r[0] == dtype and r[2:] == cells for r in rows(BENCHMARKS))
+    for record in json.loads((BENCH / "step.json").read_text())["steps"]:
+        spreads = record["flax / it"]
+        keys = ("median", "lower quartile", "upper quartile")
+        found = [[f"{spreads[n][k]:.2f}" for k in keys] for n in list(spreads)[:3]]
+        cells = [f"{middle} ({low} to {high})" for middle, low, high in found]
+        network = record["network"] + (", batch 8" if record["images"][0] == 8 else "")
+        assert [network, record["type"], *cells] in rows(BENCHMARKS)
     ratios = [row[-1] for row in rows((BENCH / "scale.md").read_text())[2:6]]
     assert ["float32", *ratios[:2]] in rows(BENCHMARKS)
     again = f"{ratios[3]} (measured again: 1.06)"
