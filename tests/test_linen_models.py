@@ -52,6 +52,7 @@ def new_statistics(results):
     return {name: new for name, ((_, new), _) in results.items()}
 
 
+@pytest.mark.slow
 def test_models_train_as_with_the_layers_of_flax(variables):
     want = train(variables, X)  # compiled without a context first
     with converting():

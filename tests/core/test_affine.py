@@ -116,6 +116,7 @@ def test_equal_rows_of_scale_are_a_vector():
         chex.assert_trees_all_close(got, want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_devices_exchange_as_much_as_for_a_vector():
     x, scale, _, ct, state = arrays("images")
     x, scale, ct = (np.asarray(v, np.float32) for v in (x, scale, ct))

@@ -177,7 +177,8 @@ def test_uneven_and_empty_replicas_with_an_activation_equal_one_device(mode):
     check_uneven(mode, "relu")
 
 
-@pytest.mark.parametrize("mode", QUICK_MODES)
+# The quick suite has `vmap` and `pmap` with masks.
+@pytest.mark.parametrize("mode", but_slow(MODES, (*SWEPT, "vmap", "pmap")))
 def test_without_a_mask_all_modes_equal_one_device(mode):
     x, where, *rest = case()
     args = (x, np.ones_like(where), *rest)

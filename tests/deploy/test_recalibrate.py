@@ -244,7 +244,7 @@ class NnxShared(nnx.Module):
     "layer",
     but_slow(
         [Shared, SharedOurs, nnx.BatchNorm, jaxbn.nnx.BatchNorm],
-        [Shared, nnx.BatchNorm],
+        [Shared, nnx.BatchNorm, jaxbn.nnx.BatchNorm],
     ),
 )
 def test_what_members_of_a_vmap_see_of_a_shared_layer_is_merged(layer):

@@ -192,6 +192,7 @@ def stepped(norm, rows, *, lr=0.1, before=0, **options):
     return state.model.params["dense"][0]
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_count_are_only_in_the_statistics():
     one, other = np.arange(8), np.r_[:4, 10:14]
 

@@ -105,6 +105,7 @@ def test_the_table_of_a_readme_is_written_anew(reported, tmp_path, capsys):
     assert "`--readme` must have the line" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_run_stands_beside_in_the_table(reported, tmp_path, capsys):
     words = ["run", "definitions", *COINS, "--preset", "quick", "--jobs", "1"]
     other, readme = tmp_path / "other", tmp_path / "README.md"

@@ -109,6 +109,7 @@ def test_lstm_ignores_what_is_beyond_the_lengths():
         np.testing.assert_array_equal(row[length - 1 :], last)
 
 
+@pytest.mark.slow
 def test_lstm_evaluates_like_training_after_one_batch_and_trains():
     params, _, x = net()
     y, states = after_a_batch()

@@ -125,6 +125,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     assert contents(finished) == before
 
 
+@pytest.mark.slow
 def test_resuming_writes_results_that_are_missing(finished):
     before = contents(finished)
     for name in ("summary.json", "curves.png", "metrics.jsonl"):
