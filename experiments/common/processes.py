@@ -16,8 +16,6 @@ from experiments.common.errors import UserError
 
 # What talks to the other processes. It raises all kinds of errors when one is gone.
 _TALKING = ("jax.experimental.multihost_utils", "orbax.checkpoint._src.multihost")
-
-
 _leaving = threading.Lock()
 
 

@@ -14,8 +14,6 @@ from jaxbn.core import options, trees, values
 from jaxbn.core.paths import pattern
 from jaxbn.core.records import FINITE, Rule
 
-_AS_IN_FLAX = {"weight": "scale"}
-
 
 def weight_decay_mask(params: Any, *, names: Sequence[str] = ("scale", "bias")) -> Any:
     """True for each parameter to decay, False for scales and biases.
@@ -158,12 +156,14 @@ def last_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     def is_end(node):
         return _is_equinox_norm(node) or (is_leaf is not None and is_leaf(node))
 
+    def as_in_flax(path, _):
+        name = last_name(path)
+        return "scale" if name == "weight" else name
+
     def names(path, node):
-        if not _is_equinox_norm(node):
-            return last_name(path)
-        return jax.tree.map_with_path(
-            lambda inner, _: _AS_IN_FLAX.get(last_name(inner), last_name(inner)), node
-        )
+        if _is_equinox_norm(node):
+            return jax.tree.map_with_path(as_in_flax, node)
+        return last_name(path)
 
     return jax.tree.map_with_path(names, tree, is_leaf=is_end)
 

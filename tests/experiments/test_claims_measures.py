@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from sweeps import but_slow
 
 from experiments.claims import claim_inference_statistics, claim_inputs
 from experiments.claims.lab import optimizers, probes, readouts, recurrent, splits
@@ -97,9 +98,7 @@ def lstm_of_flax(cell, x, layer_norm):
     return flax.apply({"params": {"cell": params}}, x)[:, -1]
 
 
-@pytest.mark.parametrize(
-    "layer_norm", [pytest.param(False, marks=pytest.mark.slow), True]
-)
+@pytest.mark.parametrize("layer_norm", but_slow([False, True], [False]))
 def test_the_lstm_is_that_of_flax(layer_norm):
     net = recurrent.plain_lstm(layer_norm=layer_norm)
     keys = jax.random.split(jax.random.key(0), 4)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from sweeps import but_slow
 
 from experiments.nets.lstm import init_lstm, lstm
 
@@ -60,9 +61,7 @@ def test_lstm_equals_float64_numpy():
     np.testing.assert_allclose(got, want, atol=3e-6)
 
 
-@pytest.mark.parametrize(
-    "training", [pytest.param(True, marks=pytest.mark.slow), False]
-)
+@pytest.mark.parametrize("training", but_slow([True, False], [True]))
 def test_lstm_computes_in_the_type_of_inputs_and_weights_together(training):
     params, states, x = net()
     run = trained if training else evaluated

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sweeps import but_slow
 from train_runs import TINY, contents, run_train
 
 from experiments.common import checkpoint, checksums, progress
@@ -71,7 +72,7 @@ def test_nothing_in_a_run_names_the_directory(finished_once):
 
 
 @pytest.mark.parametrize(
-    ("step", "elsewhere"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+    ("step", "elsewhere"), but_slow([(2, True), (4, False)], [(4, False)])
 )
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     step, elsewhere, finished, tmp_path, monkeypatch, capsys

@@ -116,12 +116,8 @@ def compiled(config):
     return _compile(config, jax.devices()[:8])
 
 
-OTHERS = [
-    pytest.param(p, marks=pytest.mark.slow) for p in ("jit", "explicit", "shard_map")
-]
-
-
-@pytest.mark.parametrize("parallel", OTHERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["jit", "explicit", "shard_map"])
 def test_a_step_sends_what_the_model_says(parallel):
     program = compiled(small(parallel=parallel))
     record = collectives.summary(program)

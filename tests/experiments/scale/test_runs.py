@@ -166,19 +166,19 @@ def test_sigterm_to_one_process_saves_all(whole, cache, tmp_path):
 
 
 def test_kills_change_nothing(cache, tmp_path):
-    """At random moments of 40 steps, every second one of which is saved.
+    """At random moments of 60 steps, every second one of which is saved.
 
     `JAXBN_KILLS=10` tries that many.
     """
-    options = {"steps": 40, "checkpoint_every": 2, "eval_every": 20}
+    options = {"steps": 60, "checkpoint_every": 2, "eval_every": 20}
     whole = train(tmp_path / "whole", cache, **options)
     out, chance, killed = tmp_path / "run", random.Random(0), 0
-    while killed < int(os.environ.get("JAXBN_KILLS", "3")):
+    while killed < int(os.environ.get("JAXBN_KILLS", "4")):
         running = start(out, cache, "--resume", cpu_devices=8, **options)
         if killed % 2:
             wait_for_a_save(out, running)
         else:
-            time.sleep(chance.uniform(1, 12))
+            time.sleep(chance.uniform(1, 15))
         if running.poll() is not None:  # it was faster than the kill: begin anew
             assert end(running)[0] == [0]
             assert results(out) == results(whole)
@@ -194,13 +194,13 @@ def test_kills_change_nothing(cache, tmp_path):
 def test_memory_stays_flat_over_hundreds_of_steps(cache, tmp_path):
     out = tmp_path / "run"
     options = {
-        "steps": 320,
-        "checkpoint_every": 20,
-        "eval_every": 80,
+        "steps": 500,
+        "checkpoint_every": 25,
+        "eval_every": 125,
         "log_every": 10,
     }
     (code,), (errors,) = end(start(out, cache, cpu_devices=1, **options), timeout=600)
     assert code == 0, errors
     speeds = rows(out, "speed")
-    last = [row["process_peak_bytes"] for row in speeds if row["step"] > 100]
+    last = [row["process_peak_bytes"] for row in speeds if row["step"] > 150]
     assert last[-1] < 1.05 * last[len(last) // 4]
