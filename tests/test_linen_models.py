@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from drop_in import KEY, assert_close, normal
 from other_models import FEATURES, LINEN, ResNet, number_of_norms
+from sweeps import but_slow
 
 import jaxbn
 import jaxbn.linen
@@ -60,13 +61,20 @@ def test_models_train_as_with_the_layers_of_flax(variables):
         chex.assert_trees_all_equal(start(KEY, X), variables)
 
 
-def test_every_layer_is_exchanged_also_in_what_was_compiled_before(variables):
+LIFTED, EVERY = (("DenseNet", "UNet"), 6), (tuple(LINEN), 14)
+
+
+@pytest.mark.parametrize(("names", "norms"), but_slow([LIFTED, EVERY], [EVERY]))
+def test_every_layer_is_exchanged_also_in_what_was_compiled_before(
+    names, norms, variables
+):
+    variables = {name: variables[name] for name in names}
     train(variables, X)
     with converting(update_statistics=False):
         kept = new_statistics(train(variables, X))
     chex.assert_trees_all_equal(kept, statistics(variables))
     moved = new_statistics(train(variables, X))
-    assert sum(map(number_of_norms, moved.values())) == 14
+    assert sum(map(number_of_norms, moved.values())) == norms
     chex.assert_trees_all_equal_shapes_and_dtypes(moved, kept)
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True):
         assert not np.array_equal(a, b)

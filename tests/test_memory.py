@@ -31,6 +31,7 @@ print(json.dumps([statistics.median(each[12:]) for each in calls]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HERE, reason="not the GNU C library")
 def test_a_large_result_costs_no_page_faults_any_more():
     found = {}

@@ -182,7 +182,7 @@ def all_loops(x, ct, scale, shift, where, *, axes):
     [
         pytest.param(name, marks=[pytest.mark.slow] if slow else [])
         for name in SHAPES | UNSPLIT
-        for slow in [name not in ("images", "vectors")]
+        for slow in [name != "images"]
     ],
 )
 def test_its_loops_equal_the_others(name):
@@ -309,6 +309,7 @@ def test_all_arguments_may_lie_in_different_places():
         chex.assert_trees_all_close(jax.device_get(got), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mapped_axis_may_be_split_where_types_tell():
     x = np.random.default_rng(0).standard_normal((4, 8, 2)).astype(np.float32)
     state, mask = jaxbn.init_state(2), jnp.arange(8)[:, None] < 5

@@ -251,7 +251,7 @@ GROUPED = [mode for mode in NAMED if "Explicit" not in mode]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-@pytest.mark.parametrize("mode", but_slow(GROUPED, SWEPT))
+@pytest.mark.parametrize("mode", but_slow(GROUPED, (*SWEPT, "pmap")))
 def test_groups_share_statistics_among_their_own_members(mode, offset):
     x, where, state, scale, bias, ct = case()
     # Only the last group is far from the running mean: all must still agree to look

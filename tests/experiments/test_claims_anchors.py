@@ -42,6 +42,7 @@ def test_gradients_of_deep_normalized_nets_grow_as_in_theory(growth):
     assert growth["bn"] == pytest.approx(theory, rel=0.05)
 
 
+@pytest.mark.slow
 def test_gradients_of_he_nets_do_not_grow(growth):
     assert abs(growth["none"]) < 0.03
 

@@ -58,6 +58,7 @@ def test_quotes_name_their_source_and_are_in_both_languages(text):
     assert f"<h3>{source}</h3>" in index and quote.text in index
 
 
+@pytest.mark.slow
 def test_sentences_to_correct_are_shown_with_code_that_runs(text):
     import jax
     import jax.numpy as jnp

@@ -178,13 +178,14 @@ def on_one_device():
 
 
 def on_all(how):
-    """Four devices with all that this way is tested for; other numbers are slow."""
+    """Four devices with all that this way is tested for, then other numbers."""
     names = {
         by_pmap: ("wide",), by_jit: ("pooled", "sequential"),
         by_explicit_axes: ("pooled",),
     }  # fmt: skip
-    quick = (how, 4, names.get(how, tuple(CALLS)))
-    yield pytest.param(*quick, id=f"{how.__name__}-4")
+    first = (how, 4, names.get(how, tuple(CALLS)))
+    marks = [] if how in (by_shard_map, by_jit) else [pytest.mark.slow]
+    yield pytest.param(*first, id=f"{how.__name__}-4", marks=marks)
     if how is by_pmap:
         rest = (how, 4, ("pooled", "sequential"))
         yield pytest.param(*rest, id="by_pmap-4-rest", marks=pytest.mark.slow)

@@ -140,6 +140,7 @@ def test_statistics_are_float32_in_a_bfloat16_network():
     assert collectives.summary(program)["statistics_ratio"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     def known(config, devices):
         assert devices == jax.devices()[:8]
