@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from experiments.common.errors import UserError
 # What talks to the other processes. It raises all kinds of errors when one is gone.
 _TALKING = ("jax.experimental.multihost_utils", "orbax.checkpoint._src.multihost")
 _leaving = threading.Lock()
+_WRITING = 0.3  # seconds in which a thread ends what it is writing
 
 
 class AgreedError(UserError):
@@ -35,6 +37,7 @@ def leave(message: str, *, code: int) -> None:
         sys.stderr.flush()
         error = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        time.sleep(_WRITING)  # what has begun still goes to where 2 was
         os.write(error, f"error: {' '.join(message.split())}\n".encode())
     finally:  # also when nobody reads any more
         os._exit(code)
