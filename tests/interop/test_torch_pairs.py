@@ -106,3 +106,17 @@ def test_norms_without_scales_have_the_order_of_their_statistics():
         "n0": "b",
         "n1": "a",
     }
+
+
+def test_one_collection_that_kept_the_order_tells_it():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(True, name="a")(nn.BatchNorm(True, name="b")(x))
+
+    names = ("running_mean", "running_var", "weight", "bias")
+    values = {f"n{i}.{name}": np.ones(2) for i in range(2) for name in names}
+    variables = Net().init(jax.random.key(0), np.ones((1, 2)))
+    for lost in variables:
+        into = {**variables, lost: jax.tree.map(np.asarray, variables[lost])}
+        assert from_torch(values, into=into).matched == {"n0": "b", "n1": "a"}
