@@ -24,17 +24,19 @@ from jaxbn.backends.merging import LARGE, Centered
 
 # Rows of a block: fewer cost memory traffic for its sums, more cost digits.
 _FEW, _MOST = 256, 4096
+# On a TPU the sums stay on the chip, and a reshape of `x` is a copy there.
+_FEW_ON_TPU = 32
 
 
 def moments_of_blocks(
-    x: Array, where: Array | None, axes: tuple[int, ...], devices: int
+    x: Array, where: Array | None, axes: tuple[int, ...], devices: int, *, tpu: bool
 ):
     """The moments of the blocks of `x`, the axes that list them and those within.
 
     All axes are kept, those within a block with a size of one. No block has rows of two
     devices, if the first axis is split over `devices`, or others as the types tell.
     """
-    x, where, outer, inner = _cut(x, where, axes, devices)
+    x, where, outer, inner = _cut(x, where, axes, devices, _FEW_ON_TPU if tpu else _FEW)
     wide, every = statistics_type(x), range(x.ndim)
     if any(isinstance(x.shape[i], int) and x.shape[i] == 0 for i in inner):
         x = jnp.zeros([1 if i in inner else n for i, n in enumerate(x.shape)], x.dtype)
@@ -78,7 +80,7 @@ def _unit(pivot: Array) -> Array | None:
     return jnp.where(jnp.abs(pivot) > 2.0**40, LARGE, 1).astype(jnp.float32)
 
 
-def _cut(x, where, axes, devices):
+def _cut(x, where, axes, devices, least):
     """`x` and its mask with one axis cut in two, the axes of blocks and within them."""
     every, split = rows(x, axes), split_axes(x)
     outer = tuple(i for i in every if i == every[0] or i in split)
@@ -91,7 +93,8 @@ def _cut(x, where, axes, devices):
 
     while len(inner) > 1 and size() > _MOST and size() >= _FEW * x.shape[inner[0]]:
         outer, inner = (*outer, inner[0]), inner[1:]
-    if is_explicit(x):  # a reshape of what is split is refused
+    # A reshape of what is split is refused where types tell it.
+    if is_explicit(x) or (inner and size() >= least):
         return x, where, outer, inner
     # If the rows behind the first axis are few, or none, some of that axis joins them.
     n = x.shape[outer[0]]

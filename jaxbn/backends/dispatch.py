@@ -18,27 +18,31 @@ AUTOMATIC = "auto"
 _MODULES = {"native": ("jaxbn.backends.native", "cpu")}
 _VARIABLE = "JAXBN_IMPLEMENTATION"
 
-PLATFORMS = tuple({platform for _, platform in _MODULES.values()})
+PLATFORMS = "cpu", "tpu"
+"""Those that have loops of their own."""
 
 
 @functools.cache
 def kernels(
-    name: str = "xla", platform: str | None = None, *, devices: int = 1
+    name: str = "xla",
+    platform: str | None = None,
+    *,
+    devices: int = 1,
+    opaque: bool = True,
 ) -> Kernels:
-    """The loops of implementation `name` in a program for one device of `platform`.
+    """The loops of implementation `name` in a program for `platform`.
 
     Without a platform, the loops that run everywhere; with several devices, those for a
-    program that XLA partitions.
+    program that XLA partitions; and none that is `opaque` to XLA unless it may be.
     """
-    if devices > 1:
-        return importlib.import_module("jaxbn.backends.xla").kernels(devices)
     for known, (module, its_platform) in _MODULES.items():
-        if platform == its_platform and not _missing(known):
+        if opaque and platform == its_platform and not _missing(known):
             if name == known:
                 return importlib.import_module(module).KERNELS
             if name == AUTOMATIC:
                 return importlib.import_module(module).FASTEST
-    return importlib.import_module("jaxbn.backends.xla").KERNELS
+    xla = importlib.import_module("jaxbn.backends.xla")
+    return xla.kernels(devices, tpu=platform == "tpu")
 
 
 def _missing(name: str) -> str | None:

@@ -46,11 +46,14 @@ def _together(summands, x, axes):
     return list(jnp.stack(of_images).sum(at + 1))
 
 
-def _moments(x, where, *, axes, devices):
-    blocks, over, within = moments_of_blocks(x, where, axes, devices)
+def _moments(x, where, *, axes, devices, tpu):
+    blocks, over, within = moments_of_blocks(x, where, axes, devices, tpu=tpu)
     together = devices > 1
 
     def total(terms):
+        if tpu and together:
+            # One array would be stored; of their all-reduces XLA:TPU makes one.
+            return jnp.stack([term.sum(over, keepdims=True) for term in terms])
         return terms.sum([i + 1 for i in over], keepdims=True)
 
     shape = blocks.m2.shape
@@ -65,6 +68,7 @@ def _moments(x, where, *, axes, devices):
         # Where XLA partitions the program, the sum is an all-reduce of float32.
         encoded=together,
         near=functools.partial(first, axes=over) if local else None,
+        has_float64=not tpu,
     )
     return tuple(values.squeeze((*over, *within)) for values in found[1:])
 
@@ -127,11 +131,14 @@ def _line(distance, slope, offset, axes):
 
 
 @functools.cache
-def kernels(devices: int = 1) -> Kernels:
-    """The loops in a program that XLA partitions over so many devices."""
+def kernels(devices: int = 1, *, tpu: bool = False) -> Kernels:
+    """The loops in a program that XLA partitions over so many devices.
+
+    `tpu` chooses those that need fewer kernels there, and are right everywhere.
+    """
     totals = _apart if devices == 1 else _together
     return Kernels(
-        functools.partial(_moments, devices=devices),
+        functools.partial(_moments, devices=devices, tpu=tpu),
         functools.partial(_sums, totals=totals),
         _expand,
         _gate,

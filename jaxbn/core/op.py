@@ -142,7 +142,7 @@ class Op:
         devices = _partitions(ctx.module_context)
         opaque = devices == 1 and not _is_exported(ctx.module_context)
         kernels = dispatch.kernels(
-            implementation, platform if opaque else None, devices=devices
+            implementation, platform, devices=devices, opaque=opaque
         )
         call = self.function(kernels, **params)
         return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)

@@ -14,6 +14,7 @@ import pytest
 import reference
 
 import jaxbn
+from jaxbn.backends import xla
 from jaxbn.backends.contract import Gate
 from jaxbn.core import calculus
 
@@ -31,6 +32,8 @@ LAYOUTS = {
     "only features": ((5,), (0,)),
 }
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+# The loops for a TPU, which differ in this one and run everywhere.
+every_moments = pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "tpu"])
 # All layouts in the two types that matter most, all types in two layouts. Of the two
 # types the quick suite takes one for each layout, in turns, and leaves out those that
 # are others without images or rows; `xla` knows no layouts, so there it takes three.
@@ -244,17 +247,32 @@ def test_primitives(implementation, layout, dtype):
             table.calls[name][-1](values)
 
 
-@in_all_layouts
+def moments(implementation, axes):
+    if implementation == "tpu":
+        return functools.partial(xla.kernels(tpu=True).moments, axes=axes)
+    by = {"axes": axes, "implementation": implementation}
+    return functools.partial(calculus.moments, **by)
+
+
+WITH_TPU = [
+    *CASES,
+    ("images first", "float32", "tpu"),
+    ("channels last", "bfloat16", "tpu"),
+    ("no rows", "float16", "tpu"),
+]
+
+
+@pytest.mark.parametrize(("layout", "dtype", "implementation"), WITH_TPU)
 def test_moments(implementation, layout, dtype):
     """The mean is near zero or a thousand standard deviations off; or all is huge."""
     with precision(dtype):
         p = Problem(layout, dtype)
         masks = p.masks()
-        by = {"axes": p.axes, "implementation": implementation}
+        found = moments(implementation, p.axes)
 
         @jax.jit
         def program(x, masks):
-            return {k: calculus.moments(x, where, **by) for k, where in masks.items()}
+            return {k: found(x, where) for k, where in masks.items()}
 
         narrow = dtype == "float16"
         for mean, std in ((3.0, 1), (1e3, 1), (0, 1 if narrow else 1e30)):
@@ -324,8 +342,7 @@ def test_the_layer_matches_the_reference(implementation, dtype):
 
 def moments_of(x, where=None, *, implementation):
     """The mean in two parts and m2 of a matrix, one channel to a column."""
-    by = {"axes": (1,), "implementation": implementation}
-    found = jax.jit(functools.partial(calculus.moments, **by))(x, where)
+    found = jax.jit(moments(implementation, (1,)))(x, where)
     center, delta, m2, unit = map(reference.wide, found)
     return center, delta, m2 * unit**2
 
@@ -341,7 +358,7 @@ def test_gate_of_relu_passes_where_the_output_is_positive(implementation):
     np.testing.assert_array_equal(got, [[0.0], [5.0], [5.0]])
 
 
-@every
+@every_moments
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_masked_nan_does_not_reach_the_moments(implementation, dtype):
     x = np.array([[1.0], [np.nan], [3.0], [np.inf]]).astype(jnp.dtype(dtype))
@@ -350,7 +367,7 @@ def test_masked_nan_does_not_reach_the_moments(implementation, dtype):
     np.testing.assert_array_equal([center + delta, m2], [[2.0], [2.0]])
 
 
-@every
+@every_moments
 def test_a_nan_stays_in_its_channel(implementation):
     x = np.array([[1.0, np.nan], [3.0, 0.0]], np.float32)
     center, delta, m2 = moments_of(x, implementation=implementation)
@@ -358,7 +375,7 @@ def test_a_nan_stays_in_its_channel(implementation):
     assert np.isnan((center + delta)[1])
 
 
-@every
+@every_moments
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_mean_in_two_parts_is_better_than_one_number(implementation, dtype):
     ratios = np.array([0, 1e2, 1e4, 1e5]).repeat(3)
@@ -369,13 +386,37 @@ def test_the_mean_in_two_parts_is_better_than_one_number(implementation, dtype):
     assert (np.abs(center + delta - mean) <= limit).all()
 
 
-@every
+@every_moments
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_long_constant_channel_has_its_mean_in_two_parts(implementation, dtype):
     x = np.full((300_007, 1), 1e4, jnp.dtype(dtype))
     center, delta, m2 = moments_of(x, implementation=implementation)
     assert abs(center[0] + delta[0] - float(x[0, 0])) <= 1e-6
     assert m2[0] <= 300_007 * 1e-8
+
+
+def far_away():
+    """Batches of which a part lies 1e5 standard deviations from the others."""
+    rows = np.random.default_rng(0).normal(size=(32, 256, 2)).astype(np.float32)
+    first, last, half, alone = (rows.copy() for _ in range(4))
+    for part in (first[0], last[-1], half[::2], alone[0, 0]):
+        part += np.float32(1e5)
+    ordered = np.sort(half.reshape(-1, 2), 0).reshape(rows.shape)
+    turns = half * np.where(np.arange(256) % 2, 1, -1)[:, None].astype(np.float32)
+    return {"first block": first, "last block": last, "half": half,
+            "first row": alone, "sorted": ordered, "signs": turns}  # fmt: skip
+
+
+@every_moments
+def test_a_part_that_is_far_away_costs_few_digits(implementation):
+    """A few 2^-24 of the variance for each of the 256 rows of a block."""
+    for name, x in far_away().items():
+        for rows in (x.reshape(-1, 2), 1e20 * x.reshape(-1, 2)):
+            center, delta, m2 = moments_of(rows, implementation=implementation)
+            _, mean, want = reference.moments(rows)
+            assert (np.abs(m2 / want - 1) <= 512 * 2.0**-24).all(), name
+            std = np.sqrt(want / len(rows))
+            assert (np.abs(center + delta - mean) <= 512 * 2.0**-24 * std).all(), name
 
 
 @every

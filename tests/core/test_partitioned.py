@@ -163,7 +163,7 @@ def test_sequences_are_summed_over_time_and_batch_at_once():
 
 @functools.partial(jax.jit, static_argnames="axes")
 def all_loops(x, ct, scale, shift, where, *, axes):
-    """What both sets of loops give, without and with the mask."""
+    """What all sets of loops give, without and with the mask."""
 
     def found(loops, where):
         center, delta, m2, _ = loops.moments(x, where, axes=axes)
@@ -173,8 +173,8 @@ def all_loops(x, ct, scale, shift, where, *, axes):
             loops.sums(ct, x, shift, None, where, axes=axes),
         )
 
-    both = (xla.kernels(), xla.kernels(DEVICES))
-    return [[found(loops, mask) for mask in (None, where)] for loops in both]
+    sets = xla.kernels(), xla.kernels(DEVICES), xla.kernels(DEVICES, tpu=True)
+    return [[found(loops, mask) for mask in (None, where)] for loops in sets]
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,11 @@ def all_loops(x, ct, scale, shift, where, *, axes):
 def test_its_loops_equal_the_others(name):
     x, ct, scale, _, state, where = case(name, masked=True)
     axes = tuple(sorted(a % x.ndim for a in np.atleast_1d((SHAPES | UNSPLIT)[name][1])))
-    found = all_loops(x, ct, scale, state.mean, where, axes=axes)
-    chex.assert_trees_all_close(*jax.device_get(found), rtol=1e-5, atol=1e-5)
+    want, *others = jax.device_get(
+        all_loops(x, ct, scale, state.mean, where, axes=axes)
+    )
+    for found in others:
+        chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-5)
 
 
 BY_TYPES = {  # shape of the batch, its feature axis and the sharding
