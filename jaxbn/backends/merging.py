@@ -90,8 +90,8 @@ def merged(
     """
     if parts.m2.dtype == jnp.float64:
         return _merged_float64(parts, total)
-    if number and not (has_float64 or encoded):
-        return _merged_float32(parts, total, number)
+    if not (has_float64 or encoded):
+        return _merged_float32(parts, total)
     with _float64():
         mean = parts.center.astype(jnp.float64) + parts.delta
         square = parts.m2.astype(jnp.float64)
@@ -130,9 +130,7 @@ def _rounded(n: Array | int, mean: Array, m2: Array) -> Centered:
     return Centered(n, center, delta, m2, unit.astype(jnp.float32))
 
 
-def _merged_float32(
-    parts: Centered, total: Callable[[Array], Array], number: int
-) -> Centered:
+def _merged_float32(parts: Centered, total: Callable[[Array], Array]) -> Centered:
     """The same in float32, about the mean of the parts' centers.
 
     As the centers are among the values, the square of that mean's distance to the mean
@@ -143,19 +141,22 @@ def _merged_float32(
     def sums(values: Array) -> Array:
         return total(values[None])[0]  # not of one array: XLA:TPU would store it first
 
-    center = sums(parts.center / number)
-    center = jnp.where(jnp.isfinite(center), center, 0)
-    distance, n = (parts.center - center) + parts.delta, parts.count * number
-    held = 1.0 if parts.unit is None else parts.unit
+    counts = jnp.asarray(parts.count, jnp.float32) + jnp.zeros_like(parts.m2)
+    n = sums(counts)
+    # Without values they are anything.
+    center, delta, m2 = (jnp.where(counts > 0, v, 0) for v in parts[1:4])
+    middle = sums(counts * (center / divisor(n)))
+    middle = jnp.where(jnp.isfinite(middle), middle, 0)
+    distance, held = (center - middle) + delta, parts.unit
     squares = []
     for unit in (1.0, LARGE):
-        scale, far = held / unit, distance / unit
-        squares += [parts.m2 * scale * scale + parts.count * jnp.square(far)]
+        scale, far = (1.0 if held is None else held) / unit, distance / unit
+        squares += [m2 * scale * scale + counts * jnp.square(far)]
     small, large = map(sums, squares)
-    delta, fits = sums(distance) / number, jnp.isfinite(small)
+    delta, fits = sums(counts * distance) / divisor(n), jnp.isfinite(small)
     unit = jnp.where(fits, jnp.float32(1), LARGE)
     m2 = jnp.where(fits, small, large) - n * jnp.square(delta / unit)
-    return Centered(n, center, delta, jnp.maximum(m2, 0), unit)
+    return Centered(n, middle, delta, jnp.maximum(m2, 0), unit)
 
 
 def _merged_float64(parts: Centered, total: Callable[[Array], Array]) -> Centered:
