@@ -221,3 +221,7 @@ def test_the_quick_form_compiles_for_both_accelerators(tmp_path):
         assert record["bytes_over_x"] >= 5  # x and dy read, y and dx written, once more
         several = record["devices"] > 1
         assert (record["all_reduce"] > 0) == several
+    kernels = {record["name"]: record["kernels"] for record in records}
+    for name, number in kernels.items():
+        of_flax = kernels[name.replace("/jaxbn", "/flax")]
+        assert number <= of_flax + (10 if name.startswith("v5e") else 1), name

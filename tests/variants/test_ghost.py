@@ -180,15 +180,15 @@ def on_one_device():
 def on_all(how):
     """Four devices with all that this way is tested for, then other numbers."""
     names = {
-        by_pmap: ("wide",), by_jit: ("pooled", "sequential"),
-        by_explicit_axes: ("pooled",),
+        by_shard_map: ("pooled", "wide"), by_pmap: ("wide",),
+        by_jit: ("sequential",), by_explicit_axes: ("pooled",),
     }  # fmt: skip
-    first = (how, 4, names.get(how, tuple(CALLS)))
+    first = (how, 4, names[how])
     marks = [] if how in (by_shard_map, by_jit) else [pytest.mark.slow]
     yield pytest.param(*first, id=f"{how.__name__}-4", marks=marks)
-    if how is by_pmap:
-        rest = (how, 4, ("pooled", "sequential"))
-        yield pytest.param(*rest, id="by_pmap-4-rest", marks=pytest.mark.slow)
+    if rest := tuple(name for name in CALLS if name not in names[how]):
+        slow = {"id": f"{how.__name__}-4-rest", "marks": pytest.mark.slow}
+        yield pytest.param(how, 4, rest, **slow)
     for devices in (1, 2, 8):
         wide = how is by_shard_map and devices == 8
         rest = (how, devices, ("pooled", "wide") if wide else ("pooled",))
