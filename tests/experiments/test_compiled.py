@@ -224,4 +224,4 @@ def test_the_quick_form_compiles_for_both_accelerators(tmp_path):
     kernels = {record["name"]: record["kernels"] for record in records}
     for name, number in kernels.items():
         of_flax = kernels[name.replace("/jaxbn", "/flax")]
-        assert number <= of_flax + (10 if name.startswith("v5e") else 1), name
+        assert number <= of_flax + (10 if name.startswith("v5e") else 2), name
