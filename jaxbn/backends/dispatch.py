@@ -18,8 +18,8 @@ AUTOMATIC = "auto"
 _MODULES = {"native": ("jaxbn.backends.native", "cpu")}
 _VARIABLE = "JAXBN_IMPLEMENTATION"
 
-PLATFORMS = "cpu", "tpu"
-"""Those that have loops of their own."""
+PLATFORMS = "tpu", *sorted({platform for _, platform in _MODULES.values()})
+"""Those whose programs have loops of their own; for a TPU these are of `xla` too."""
 
 
 @functools.cache
@@ -28,21 +28,24 @@ def kernels(
     platform: str | None = None,
     *,
     devices: int = 1,
-    opaque: bool = True,
+    exported: bool = False,
 ) -> Kernels:
     """The loops of implementation `name` in a program for `platform`.
 
     Without a platform, the loops that run everywhere; with several devices, those for a
-    program that XLA partitions; and none that is `opaque` to XLA unless it may be.
+    program that XLA partitions. In such a program, and in an exported one, which other
+    processes run, all loops are of `xla`.
     """
+    xla = importlib.import_module("jaxbn.backends.xla")
+    if devices > 1 or exported:
+        return xla.kernels(devices, tpu=platform == "tpu")
     for known, (module, its_platform) in _MODULES.items():
-        if opaque and platform == its_platform and not _missing(known):
+        if platform == its_platform and not _missing(known):
             if name == known:
                 return importlib.import_module(module).KERNELS
             if name == AUTOMATIC:
                 return importlib.import_module(module).FASTEST
-    xla = importlib.import_module("jaxbn.backends.xla")
-    return xla.kernels(devices, tpu=platform == "tpu")
+    return xla.kernels(tpu=platform == "tpu")
 
 
 def _missing(name: str) -> str | None:

@@ -86,7 +86,7 @@ def merged(
         number: of the parts, if they have the same known count; None if not.
         encoded: whether float32 is what `total` takes.
         near: from the means to one that is near all of them, if there is such.
-        has_float64: whether the platform does not make a float64 of two float32.
+        has_float64: whether the platform computes in float64 itself.
     """
     if parts.m2.dtype == jnp.float64:
         return _merged_float64(parts, total)

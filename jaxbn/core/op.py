@@ -139,10 +139,12 @@ class Op:
         return _result_types(self, avals, tuple(sorted(params.items())))
 
     def _lower(self, ctx, *operands, implementation, platform=None, **params):
-        devices = _partitions(ctx.module_context)
-        opaque = devices == 1 and not _is_exported(ctx.module_context)
+        context = ctx.module_context
         kernels = dispatch.kernels(
-            implementation, platform, devices=devices, opaque=opaque
+            implementation,
+            platform,
+            devices=_partitions(context),
+            exported=_is_exported(context),
         )
         call = self.function(kernels, **params)
         return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
