@@ -456,6 +456,18 @@ def test_the_environment_chooses_the_implementation(implementation, monkeypatch)
     assert f"implementation={implementation}" in text
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_program_for_a_tpu_has_no_float64(masked):
+    def layer(x):
+        where = x[:, :1] > 0 if masked else None
+        return jaxbn.batch_norm(x, jaxbn.init_state(3), where=where)
+
+    traced = jax.jit(layer).trace(np.ones((8, 3), np.float32))
+    for platform, expected in (("tpu", False), ("cuda", True)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("f64" in text) == expected, platform
+
+
 def test_at_least_the_reference_implementation_can_run():
     assert "xla" in IMPLEMENTATIONS
 
