@@ -21,7 +21,7 @@ from experiments.common.options import Positive, check_limits
 # after their work would take the cores of the next.
 _TIMED = {"OMP_WAIT_POLICY": "PASSIVE"}
 _ENVIRONMENT = {
-    **{what: _TIMED for what in ("layer", "step", "fold", "scale")},
+    **{what: _TIMED for what in ("layer", "step", "fold", "scale", "gpu")},
     "compiled": accelerators.ENVIRONMENT,
 }
 
@@ -31,7 +31,9 @@ class BenchConfig:
     """Measures jaxbn and other libraries in one run."""
 
     what: Annotated[
-        Literal["accuracy", "layer", "step", "memory", "fold", "scale", "compiled"],
+        Literal[
+            "accuracy", "layer", "step", "memory", "fold", "scale", "compiled", "gpu"
+        ],
         tyro.conf.Positional,
     ] = "accuracy"
     """accuracy: errors against float64 for |mean|/std up to 1e5; layer: time of one
@@ -40,13 +42,14 @@ class BenchConfig:
     step; fold: inference of a ResNet-50 with and without its batch normalization
     folded into the convolutions; scale: time of a ResNet-20 training step on eight
     simulated devices; compiled: what is moved by layers and ResNet-50 steps compiled
-    for an H100 and for TPUs that are not here."""
+    for an H100 and for TPUs that are not here; gpu: time of such layers and steps on
+    the GPU that is here."""
     quick: bool = False
     """Fewer shapes and rounds: about a minute."""
     batch: Positive = 8
-    """Examples a batch, for `memory`, `fold` and the ResNet-50 of `step`."""
+    """Examples a batch, for `memory`, `fold`, `gpu` and the ResNet-50 of `step`."""
     only: tuple[str, ...] = ()
-    """Patterns of the names of programs, for `compiled`, such as 'v5e/step/*'."""
+    """Patterns of the names of programs, for `compiled` and `gpu`: 'v5e/step/*'."""
     max_batch: bool = False
     """The largest batch of a ResNet-50 step that fits, for `compiled`."""
     again: bool = False

@@ -4,31 +4,21 @@ Residuals are the bytes that `jax.vjp` keeps for the backward pass, temporary is
 the compiled step needs beside its arguments and results.
 """
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-import jaxbn.linen
 from experiments.bench import main as bench
 from experiments.bench.compilers import steps
 from experiments.common.tables import markdown
-from experiments.nets.apart import Apart
 from experiments.scale.network import Variables
 
 MEGABYTE = 1e6
 
 
-def apart(*, activation: str | None, scale_init: Any, **options: Any) -> Apart:
-    """Returns a layer of jaxbn with the sum and the activation after it."""
-    return Apart(partial(jaxbn.linen.BatchNorm, **options), activation, scale_init)
-
-
 WAYS = {
     "none": steps.WAYS["none"],
     "flax": steps.WAYS["flax"],
-    "jaxbn": steps.Way(apart),
+    "jaxbn": steps.Way(steps.separate),
     "jaxbn, activation and residual inside": steps.WAYS["jaxbn"],
     'jaxbn, save="recompute"': steps.WAYS["jaxbn-recompute"],
     "none, leaky ReLU": steps.WAYS["none-leaky"],

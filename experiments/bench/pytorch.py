@@ -26,8 +26,11 @@ def layer(case: Case, x, dy, added) -> Run:
     here = device()
 
     def tensor(array):
-        wide = torch.from_numpy(np.array(array, np.float32))
-        moved = wide.to(here, getattr(torch, case.dtype))
+        if here == "cuda":
+            moved = torch.from_dlpack(array)
+        else:
+            wide = torch.from_numpy(np.array(array, np.float32))
+            moved = wide.to(getattr(torch, case.dtype))
         order = (0, moved.ndim - 1, *range(1, moved.ndim - 1))
         return moved.permute(order)  # strides of channels last
 
@@ -48,8 +51,40 @@ def layer(case: Case, x, dy, added) -> Run:
             y = y if other is None else y + other
             y = y if case.activation == "none" else torch.relu(y)
         results = y, torch.autograd.grad(y, inputs, cotangent) if backward else None
+        return results
+
+    def wait(results):
         if here == "cuda":
             torch.cuda.synchronize()
         return results
 
-    return Run(run)
+    return Run(run, wait=wait)
+
+
+def step(dtype: str, images: int) -> Run:
+    """A training step of torchvision's ResNet-50 on a GPU, channels last."""
+    import torch
+    from torchvision.models import resnet50
+
+    model = resnet50().to("cuda", memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x = torch.randn(images, 3, 224, 224, device="cuda")
+    x = x.to(memory_format=torch.channels_last)
+    label = torch.arange(images, device="cuda") % 1000
+    # As XLA computes products of float32 on such a device.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+
+    def start():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = torch.nn.functional.cross_entropy(model(x), label)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def wait(loss):
+        torch.cuda.synchronize()
+        return loss
+
+    return Run(start, wait=wait)

@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxbn.linen
 from experiments.bench import main as bench
-from experiments.bench.memory import apart
+from experiments.bench.compilers.steps import separate
 from experiments.bench.scale import BATCH, trained
 from experiments.bench.turns import in_turns, spread
 from experiments.common.tables import markdown
@@ -24,9 +24,9 @@ from experiments.scale.network import of_linen
 
 # `fused`: relu and the sum with the shortcut are given to the layer.
 NORMS = {
-    "jaxbn": apart,
+    "jaxbn": separate,
     "jaxbn, fused": jaxbn.linen.BatchNorm,
-    "jaxbn on xla": partial(apart, implementation="xla"),
+    "jaxbn on xla": partial(separate, implementation="xla"),
     "flax": linen_flax_norm,
 }
 SIZES = {20: 32, 50: 224}

@@ -1,8 +1,10 @@
 """Times of several functions that run in turns, in random order."""
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +18,17 @@ class Run(NamedTuple):
     """One of those that take turns.
 
     Attributes:
-        call: runs it once, and waits for the result.
+        start: starts it once, and returns a result that need not be there yet.
         program: what JAX compiled; None of another library.
+        wait: waits for such a result and all before it, and returns it.
     """
 
-    call: Callable[[], object]
+    start: Callable[[], Any]
     program: jax.stages.Compiled | None = None
+    wait: Callable[[Any], Any] = jax.block_until_ready
 
-    def __call__(self) -> object:
-        return self.call()
+    def __call__(self) -> Any:
+        return self.wait(self.start())
 
 
 def in_turns(
@@ -57,6 +61,75 @@ def in_turns(
             start = time.perf_counter()
             functions[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def back_to_back(
+    runs: Mapping[str, Run], *, rounds: int, span: float
+) -> dict[str, list[float]]:
+    """Returns the milliseconds of every run in every round, started without waiting.
+
+    A GPU works while the host starts the next one, as in a training loop.
+
+    Args:
+        runs: what is run, by name.
+        rounds: how many, each in a random order.
+        span: milliseconds of one turn, in which a run is started as often as fits.
+    """
+    generator = np.random.default_rng(0)
+    repeated, times = {}, {name: [] for name in runs}
+    for name, run in runs.items():
+        run()
+        start = time.perf_counter()
+        run()
+        one = 1e3 * (time.perf_counter() - start)
+        repeated[name] = min(200, max(3, round(span / one)))
+    for _ in range(rounds):
+        for name in generator.permutation(list(runs)):
+            start = time.perf_counter()
+            for _ in range(repeated[name] - 1):
+                runs[name].start()
+            runs[name]()
+            times[name].append(1e3 * (time.perf_counter() - start) / repeated[name])
+    return times
+
+
+def of_kernels(runs: Mapping[str, Run], *, repeats: int) -> dict[str, list[float]]:
+    """Returns the milliseconds that the kernels of every run take on a GPU.
+
+    Small ones take less than the host needs to start them, which counts in no layer of
+    a network whose program is started once. JAX's profiler sees those of every library.
+
+    Args:
+        runs: what is run, by name.
+        repeats: how often, one after the other.
+    """
+    times = {}
+    for name in np.random.default_rng(0).permutation(list(runs)):
+        run = runs[name]
+        run()
+        run()
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                for _ in range(repeats - 1):
+                    run.start()
+                run()
+            (path,) = Path(folder).rglob("*.xplane.pb")
+            data = jax.profiler.ProfileData.from_file(str(path))
+        kernels = sorted(
+            (event.start_ns, event.duration_ns)
+            for plane in data.planes
+            if plane.name.startswith("/device:GPU")
+            for line in plane.lines
+            if "Stream" in line.name
+            for event in line.events
+        )
+        each, rest = divmod(len(kernels), repeats)
+        if rest:  # one of them is not the same every time
+            each = len(kernels)
+        parts = [kernels[i : i + each] for i in range(0, len(kernels), max(each, 1))]
+        share = repeats if rest else 1
+        times[name] = [1e-6 * sum(d for _, d in part) / share for part in parts]
     return times
 
 

@@ -8,6 +8,7 @@ pass over memory, and nothing depends on earlier batches.
 """
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -26,17 +27,43 @@ from jaxbn.backends.merging import LARGE, Centered
 _FEW, _MOST = 256, 4096
 # On a TPU the sums stay on the chip, and a reshape of `x` is a copy there.
 _FEW_ON_TPU = 32
+# XLA:GPU sums columns with a thread block for 128 bytes of each block of rows. With
+# about 512 of them an H200 is fastest; with half as many XLA stores what is summed.
+THREAD_BLOCKS = 512
+_BYTES_OF_A_THREAD_BLOCK, _LEAST_BYTES, _FEW_ON_GPU = 128, 256, 128
+
+
+class Blocks(NamedTuple):
+    """Rows cut into blocks.
+
+    Attributes:
+        arrays: with one axis cut in two, if need be.
+        outer: the axes that list the blocks.
+        inner: the axes within a block.
+    """
+
+    arrays: list[Array]
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
 
 
 def moments_of_blocks(
-    x: Array, where: Array | None, axes: tuple[int, ...], devices: int, *, tpu: bool
+    x: Array,
+    where: Array | None,
+    axes: tuple[int, ...],
+    devices: int,
+    platform: str | None,
 ):
     """The moments of the blocks of `x`, the axes that list them and those within.
 
     All axes are kept, those within a block with a size of one. No block has rows of two
     devices, if the first axis is split over `devices`, or others as the types tell.
     """
-    x, where, outer, inner = _cut(x, where, axes, devices, _FEW_ON_TPU if tpu else _FEW)
+    given = [x, *([] if where is None else [where])]
+    wanted = rows_on_gpu(x, axes, devices, THREAD_BLOCKS) if platform == "gpu" else None
+    enough = _FEW_ON_TPU if platform == "tpu" else _FEW
+    arrays, outer, inner = cut(given, axes, devices, wanted, enough)
+    x, where = arrays[0], None if where is None else arrays[1]
     wide, every = statistics_type(x), range(x.ndim)
     if any(isinstance(x.shape[i], int) and x.shape[i] == 0 for i in inner):
         x = jnp.zeros([1 if i in inner else n for i, n in enumerate(x.shape)], x.dtype)
@@ -48,11 +75,14 @@ def moments_of_blocks(
         # The only slice of `x`: with a second one a TPU copies it to another layout.
         pivot = first(x, inner)
     pivot, unit = pivot.astype(wide), _unit(pivot)
-    distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
+    # Both sums are of one array: XLA:GPU then computes them in one kernel.
+    if unit is None:
+        distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
+    else:  # a power of two, with which this is one instruction without rounding
+        shrink = 1 / unit
+        distance = x.astype(wide) * lax.broadcast_in_dim(shrink, x.shape, every)
+        distance -= lax.broadcast_in_dim(pivot * shrink, x.shape, every)
     distance = counted(distance, counts)
-    if unit is not None:
-        # Both sums are of one array: XLA:GPU then computes them in one kernel.
-        distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)
     weighted = counted(distance, where)
     total = weighted.sum(inner, keepdims=True)
     squares = (weighted * distance).sum(inner, keepdims=True)
@@ -80,45 +110,88 @@ def _unit(pivot: Array) -> Array | None:
     return jnp.where(jnp.abs(pivot) > 2.0**40, LARGE, 1).astype(jnp.float32)
 
 
-def _cut(x, where, axes, devices, least):
-    """`x` and its mask with one axis cut in two, the axes of blocks and within them."""
+def cut(
+    arrays: list[Array],
+    axes: tuple[int, ...],
+    devices: int,
+    wanted: int | None,
+    enough: int = _FEW,
+) -> Blocks:
+    """Cuts the rows of arrays into blocks.
+
+    Args:
+        arrays: with the sizes of the first one, or one.
+        axes: the feature axes.
+        devices: among which XLA may split the first axis of rows.
+        wanted: about so many rows of a block; None for as few cuts as are right.
+        enough: a block of so many rows needs no others.
+    """
+    x = arrays[0]
     every, split = rows(x, axes), split_axes(x)
     outer = tuple(i for i in every if i == every[0] or i in split)
     inner = tuple(i for i in every if i not in outer)
-    if not outer or not all(isinstance(n, int) for n in x.shape):  # or symbolic
-        return x, where, outer, inner
+    if not outer or not _is_known(x):
+        return Blocks(arrays, outer, inner)
 
     def size():
         return math.prod(x.shape[i] for i in inner)
 
-    while len(inner) > 1 and size() > _MOST and size() >= _FEW * x.shape[inner[0]]:
+    few, most = wanted or _FEW, wanted or _MOST
+    while len(inner) > 1 and size() > most and size() >= few * x.shape[inner[0]]:
         outer, inner = (*outer, inner[0]), inner[1:]
+    too_many = wanted is not None and size() > most
     # A reshape of what is split is refused where types tell it.
-    if is_explicit(x) or (inner and size() >= least):
-        return x, where, outer, inner
-    # If the rows behind the first axis are few, or none, some of that axis joins them.
-    n = x.shape[outer[0]]
+    if is_explicit(x) or (inner and size() >= (wanted or enough) and not too_many):
+        return Blocks(arrays, outer, inner)
+    # Else some of the first axis joins the few rows behind it.
+    axis, *others = inner if too_many else (outer[0], *inner)
+    behind = max(math.prod(x.shape[i] for i in others), 1)
+    uncut = x.shape[axis] if too_many else 1
+    each = _part(x.shape[axis], few // behind, _MOST // behind, devices) or uncut
+    if inner and each == uncut:
+        return Blocks(arrays, outer, inner)
+    outer = (*outer, axis) if too_many else (axis,)
+    inner = (axis + 1, *(i + 1 for i in others))
+    return Blocks(_split(arrays, axis, each), outer, inner)
+
+
+def rows_on_gpu(
+    x: Array, axes: tuple[int, ...], devices: int, thread_blocks: int
+) -> int | None:
+    """The rows of a block for so many thread blocks; None if features are not last."""
+    if x.ndim - 1 not in axes or not _is_known(x):
+        return None
+    each = math.prod(x.shape[i] for i in axes) * x.dtype.itemsize
+    number = math.prod(x.shape[i] for i in rows(x, axes)) // devices
+    least = max(each, _LEAST_BYTES) / _BYTES_OF_A_THREAD_BLOCK
+    return min(max(int(number * least / thread_blocks), _FEW_ON_GPU), _MOST)
+
+
+def _is_known(x: Array) -> bool:
+    """Tells whether no size is symbolic."""
+    return all(isinstance(n, int) for n in x.shape)
+
+
+def _part(n: int, wanted: int, most: int, devices: int) -> int | None:
+    """The divisor of `n` nearest to `wanted` of which each device has some, if any."""
     fitting = [
-        d
-        for d in range(1, min(n, _FEW) + 1)
-        if d * size() <= _FEW and n % d == 0 and n // d % devices == 0
+        each
+        for each in range(1, min(n, most) + 1)
+        if n % each == 0 and n // each % devices == 0
     ]
-    each = max(fitting, default=1)
-    if each == 1 and inner:
-        return x, where, outer, inner
-    return _joined(x, where, outer[0], inner, each)
+    wanted = max(wanted, 1)
+    return min(fitting, key=lambda d: max(d / wanted, wanted / d), default=None)
 
 
-def _joined(x, where, axis, inner, each):
-    """Cuts `axis` into blocks of `each`, which become the first axis within a block."""
+def _split(arrays: list[Array], axis: int, each: int) -> list[Array]:
+    """Cuts an axis into parts of `each`, which get an axis behind it."""
 
-    def cut(array):
+    def one(array):
         n = array.shape[axis]
         parts = (n // each, each) if n != 1 else (1, 1)
         return array.reshape(*array.shape[:axis], *parts, *array.shape[axis + 1 :])
 
-    inner = (axis + 1, *(i + 1 for i in inner))
-    return cut(x), None if where is None else cut(where), (axis,), inner
+    return [one(array) for array in arrays]
 
 
 def _pivot(x: Array, where: Array, inner) -> Array:

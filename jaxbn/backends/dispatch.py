@@ -18,8 +18,11 @@ AUTOMATIC = "auto"
 _MODULES = {"native": ("jaxbn.backends.native", "cpu")}
 _VARIABLE = "JAXBN_IMPLEMENTATION"
 
-PLATFORMS = "tpu", *sorted({platform for _, platform in _MODULES.values()})
-"""Those whose programs have loops of their own; for a TPU these are of `xla` too."""
+# Platforms for which `xla` has loops of their own, by its name for them.
+_KINDS = {"cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
+
+PLATFORMS = *_KINDS, *sorted({platform for _, platform in _MODULES.values()})
+"""Those whose programs have loops of their own."""
 
 
 @functools.cache
@@ -37,15 +40,16 @@ def kernels(
     processes run, all loops are of `xla`.
     """
     xla = importlib.import_module("jaxbn.backends.xla")
+    loops = xla.kernels(devices, _KINDS.get(platform))
     if devices > 1 or exported:
-        return xla.kernels(devices, tpu=platform == "tpu")
+        return loops
     for known, (module, its_platform) in _MODULES.items():
         if platform == its_platform and not _missing(known):
             if name == known:
                 return importlib.import_module(module).KERNELS
             if name == AUTOMATIC:
                 return importlib.import_module(module).FASTEST
-    return xla.kernels(tpu=platform == "tpu")
+    return loops
 
 
 def _missing(name: str) -> str | None:

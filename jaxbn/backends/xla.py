@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxbn.backends.blocks import first, moments_of_blocks
+from jaxbn.backends.blocks import (
+    THREAD_BLOCKS,
+    cut,
+    first,
+    moments_of_blocks,
+    rows_on_gpu,
+)
 from jaxbn.backends.contract import Kernels, counted, is_explicit, rows, statistics_type
 from jaxbn.backends.merging import merged
 
@@ -46,9 +52,22 @@ def _together(summands, x, axes):
     return list(jnp.stack(of_images).sum(at + 1))
 
 
-def _moments(x, where, *, axes, devices, tpu):
-    blocks, over, within = moments_of_blocks(x, where, axes, devices, tpu=tpu)
-    together = devices > 1
+def _of_blocks(summands, x, axes, *, devices):
+    """The same on a GPU, in blocks of rows whose sums are added in one kernel."""
+    # What few threads are slow to compute, as with an activation, XLA stores before.
+    wanted = rows_on_gpu(x, axes, devices, 4 * THREAD_BLOCKS)
+    arrays, outer, inner = cut(summands, axes, devices, wanted)
+    # Of two axes the first may be time, and the devices share the second.
+    if not inner or (devices > 1 and len(rows(x, axes)) == 2):
+        return _apart(summands, x, axes)
+    parts = jnp.stack([array.sum(inner, keepdims=True) for array in arrays])
+    total = parts.sum([i + 1 for i in outer], keepdims=True)
+    return list(total.squeeze([i + 1 for i in (*outer, *inner)]))
+
+
+def _moments(x, where, *, axes, devices, platform):
+    blocks, over, within = moments_of_blocks(x, where, axes, devices, platform)
+    together, tpu = devices > 1, platform == "tpu"
 
     def total(terms):
         if tpu and together:
@@ -112,6 +131,16 @@ def _expand(
     return (z if activation is None else activation(z)).astype(x.dtype)
 
 
+def _stored(a, multiplier, *others, gate=None, **options):
+    """`_expand` for a GPU, which stores the result at the end of a residual block.
+
+    Otherwise XLA keeps it in float32 for the next block, or computes it there again.
+    """
+    y = _expand(a, multiplier, *others, gate=gate, **options)
+    is_last = a is not None and multiplier is None and gate is None
+    return lax.optimization_barrier(y) if is_last else y
+
+
 def _gate(dy, x, center, slope, offset, residual, *, axes, activation):
     if center is None:
         return jax.jvp(activation, (x,), (dy,))[1]
@@ -131,18 +160,19 @@ def _line(distance, slope, offset, axes):
 
 
 @functools.cache
-def kernels(devices: int = 1, *, tpu: bool = False) -> Kernels:
+def kernels(devices: int = 1, platform: str | None = None) -> Kernels:
     """The loops in a program that XLA partitions over so many devices.
 
-    `tpu` chooses those that need fewer kernels there, and are right everywhere.
+    Those for a platform, "tpu" or "gpu", are faster there, and right everywhere.
     """
-    totals = _apart if devices == 1 else _together
-    return Kernels(
-        functools.partial(_moments, devices=devices, tpu=tpu),
-        functools.partial(_sums, totals=totals),
-        _expand,
-        _gate,
-    )
+    moments = functools.partial(_moments, devices=devices, platform=platform)
+    if platform != "gpu":
+        totals = _apart if devices == 1 else _together
+        sums = functools.partial(_sums, totals=totals)
+        return Kernels(moments, sums, _expand, _gate)
+    totals = functools.partial(_of_blocks, devices=devices)
+    sums = functools.partial(_sums, totals=totals)
+    return Kernels(moments, sums, _stored, _gate, saved=lambda x: x)
 
 
 KERNELS = kernels()

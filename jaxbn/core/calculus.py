@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
@@ -28,6 +28,7 @@ from jaxbn.core.primitives import (
     is_zero,
     line_of,
     moments,
+    saved,
     scale_by,
     spread,
     sums,
@@ -42,15 +43,6 @@ __all__ = ["count", "expand", "gate", "moments", "sums"]
 def _total(terms):
     terms = [term for term in terms if term is not None]
     return sum(terms[1:], terms[0]) if terms else None
-
-
-def _saved(x):
-    """`x`, or several arrays, as the backward pass finds them.
-
-    Without the barrier XLA shares conversions of `x` between the two passes and keeps
-    them in float32 instead of `x`: a sixth more memory for a ResNet-50 in bfloat16.
-    """
-    return lax.optimization_barrier(x)
 
 
 def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
@@ -147,7 +139,7 @@ def _sums_transpose(
     if is_zero(scaled):
         scaled = multiplier = None
         gate, line = _kept(gate, line, part="affine")
-    affine = (moment, total, _saved(x), center, where)
+    affine = (moment, total, *saved(x, **params), center, where)
     back = expand(scaled, multiplier, *affine, *line, gate=gate, **params)
     return [*back, *[None] * 6]
 
@@ -227,7 +219,7 @@ def _expand_transpose(
     if keep is None:
         gate, line = _kept(gate, line, part="affine")
     *scaled, total, moment = sums(
-        ct, _saved(x), center, keep, where, *line, gate=gate, **params
+        ct, *saved(x, **params), center, keep, where, *line, gate=gate, **params
     )
     back = (scaled[0] if scaled else ct) if wants_a else None
     d_slope, d_offset = (
@@ -254,8 +246,11 @@ def _gate_transpose(cotangents, dy, x, *vectors_and_residual, **params):
     # A factor for each element is its own transpose.
     assert ad.is_undefined_primal(dy)
     *vectors, residual = vectors_and_residual
-    x, residual = _saved((x, residual))
-    return [*gate(*cotangents, x, *vectors, residual, **params), *[None] * 5]
+    by = {name: params[name] for name in ("axes", "implementation")}
+    if residual is not None:
+        (residual,) = saved(residual, **by)
+    given = (*cotangents, *saved(x, **by), *vectors, residual)
+    return [*gate(*given, **params), *[None] * 5]
 
 
 # `sums` and `expand` with a gate, written without one: for derivatives. Where only the

@@ -81,6 +81,21 @@ replaced = Op(
 replaced.define_derivatives(_replaced_jvp)
 
 
+def _saved_jvp(primals, tangents, **params):
+    return saved(*primals, **params), list(tangents)
+
+
+# `x` as the backward pass finds it.
+saved = Op(
+    "saved",
+    ("x",),
+    lambda kernels: lambda x, **_: kernels.saved(x),
+    lambda kernels: lambda x, **_: x,
+    has_loops=False,
+)
+saved.define_derivatives(_saved_jvp)
+
+
 def _finite(kernels: Kernels):
     del kernels
     return lambda x, where, **_: without_nonfinite(x, where)

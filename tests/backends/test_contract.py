@@ -248,21 +248,24 @@ def test_primitives(implementation, layout, dtype):
 
 
 def moments(implementation, axes):
-    if implementation == "tpu":
-        return functools.partial(xla.kernels(tpu=True).moments, axes=axes)
+    if implementation in ("tpu", "gpu"):
+        loops = xla.kernels(platform=implementation)
+        return functools.partial(loops.moments, axes=axes)
     by = {"axes": axes, "implementation": implementation}
     return functools.partial(calculus.moments, **by)
 
 
-WITH_TPU = [
+WITH_ACCELERATORS = [
     *CASES,
+    ("channels last", "bfloat16", "gpu"),
+    ("images first", "float32", "gpu"),
     ("images first", "float32", "tpu"),
     ("channels last", "bfloat16", "tpu"),
     ("no rows", "float16", "tpu"),
 ]
 
 
-@pytest.mark.parametrize(("layout", "dtype", "implementation"), WITH_TPU)
+@pytest.mark.parametrize(("layout", "dtype", "implementation"), WITH_ACCELERATORS)
 def test_moments(implementation, layout, dtype):
     """The mean is near zero or a thousand standard deviations off; or all is huge."""
     with precision(dtype):

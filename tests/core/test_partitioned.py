@@ -173,7 +173,13 @@ def all_loops(x, ct, scale, shift, where, *, axes):
             loops.sums(ct, x, shift, None, where, axes=axes),
         )
 
-    sets = xla.kernels(), xla.kernels(DEVICES), xla.kernels(DEVICES, tpu=True)
+    sets = (
+        xla.kernels(),
+        xla.kernels(DEVICES),
+        xla.kernels(DEVICES, "tpu"),
+        xla.kernels(1, "gpu"),
+        xla.kernels(DEVICES, "gpu"),
+    )
     return [[found(loops, mask) for mask in (None, where)] for loops in sets]
 
 

@@ -3,6 +3,7 @@
     h100           NVIDIA H100 SXM, any number on one host: the CUDA plugin of JAX, with
                    neither a driver nor CUDA's own libraries
     v5e, v6e, v5p  Google TPU, by the topologies that libtpu knows
+    here           what JAX finds, to run what is compiled
 
 Nothing of JAX is imported before it is used: `ENVIRONMENT` must be set by then.
 """
@@ -56,6 +57,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+HERE = "here"
 _TPU = {
     "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"},
     "v6e": {4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"},
@@ -98,12 +100,17 @@ CHIPS = {
         Chip("v5e", "TPU v5e", 16e9, _APART),
         Chip("v6e", "TPU v6e", 32e9, _APART),
         Chip("v5p", "TPU v5p", 95e9, _APART),
+        Chip(HERE, "the device here", 80e9, frozenset()),
     )
 }
 
 
 def devices(chip: Chip, count: int) -> list[Any]:
     """Returns `count` described devices, in the order of a mesh."""
+    if chip.name == HERE:
+        import jax
+
+        return jax.devices()[:count]
     from jax.experimental import topologies
 
     if not chip.is_tpu:

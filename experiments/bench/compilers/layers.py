@@ -38,7 +38,7 @@ def lower(program: Program) -> jax.stages.Lowered:
     vector = array(channels, jnp.float32, P())
     state = jax.tree.map(lambda a: array(a.shape, a.dtype, P()), _state(program))
     inputs = (x, vector, vector, *([x] if program.activation == "add+relu" else []))
-    function = _both(layer)
+    function = layer if program.kind == "forward" else _both(layer)
     if shared:
         specs = tuple(a.sharding.spec for a in inputs)
         function = jax.shard_map(
@@ -47,7 +47,8 @@ def lower(program: Program) -> jax.stages.Lowered:
             in_specs=(P(), P(_AXIS), *specs),
             out_specs=(P(_AXIS), P(), specs),
         )
-    return jax.jit(function).lower(state, x, *inputs)
+    given = inputs if program.kind == "forward" else (x, *inputs)
+    return jax.jit(function).lower(state, *given)
 
 
 def _both(layer: Callable) -> Callable:
@@ -65,6 +66,8 @@ def _state(program: Program) -> Any:
     made = jax.eval_shape(lambda: jaxbn.init_state(program.shape[-1]))
     if program.uses_jaxbn:
         return made
+    if program.norm == "haiku":
+        return _haiku_model(program, None)[1]
     return {"mean": made.mean, "var": made.var}
 
 
@@ -104,6 +107,34 @@ def _flax(program: Program, axis_name: str | None, **options: Any) -> Callable:
     return layer
 
 
+def _haiku_model(program: Program, axis_name: str | None) -> tuple[Any, Any]:
+    """The pure functions of haiku's layer, and the shapes of its state."""
+    import haiku as hk
+
+    def normalize(x, scale, bias):
+        layer = hk.BatchNorm(False, False, 0.99, cross_replica_axis=axis_name)
+        return layer(x, True, scale=scale, offset=bias)
+
+    model = hk.without_apply_rng(hk.transform_with_state(normalize))
+    example = jax.ShapeDtypeStruct(program.shape, program.dtype)
+    vector = jax.ShapeDtypeStruct(program.shape[-1:], jnp.float32)
+    return model, jax.eval_shape(
+        lambda *given: model.init(jax.random.key(0), *given)[1], example, vector, vector
+    )
+
+
+def _haiku(program: Program, axis_name: str | None) -> Callable:
+    model, _ = _haiku_model(program, axis_name)
+
+    def layer(state, x, scale, bias, residual=None):
+        y, new = model.apply({}, state, x, scale, bias)
+        y = y.astype(x.dtype)
+        y = y if residual is None else y + residual
+        return y if program.activation == "none" else nn.relu(y), new
+
+    return layer
+
+
 LAYERS: dict[str, Callable[[Program, str | None], Callable]] = {
     "jaxbn": _jaxbn,
     "jaxbn-output": lambda program, axis_name: _jaxbn(
@@ -113,5 +144,6 @@ LAYERS: dict[str, Callable[[Program, str | None], Callable]] = {
     "flax-two-pass": lambda program, axis_name: _flax(
         program, axis_name, use_fast_variance=False
     ),
+    "haiku": _haiku,
 }
 """Makes `layer(state, x, scale, bias, residual=None) -> (y, new state)`."""

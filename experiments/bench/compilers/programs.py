@@ -33,7 +33,8 @@ class Program:
 
     Attributes:
         chip: a key of `devices.CHIPS`.
-        kind: a layer, forward and backward, or a training step of ResNet-50.
+        kind: a layer, forward and backward or forward only, or a training step of
+            ResNet-50.
         dtype: of x, or the type that the step computes in.
         shape: of x on one device; of a step (examples on one device,).
         activation: "none", "relu" or "add+relu"; of a step "network".
@@ -43,7 +44,7 @@ class Program:
     """
 
     chip: str
-    kind: Literal["layer", "step"]
+    kind: Literal["layer", "forward", "step"]
     dtype: str
     shape: tuple[int, ...]
     activation: str
@@ -156,8 +157,7 @@ def measured(program: Program) -> dict[str, Any]:
     """
     from experiments.bench.compilers import layers, steps
 
-    lower = layers.lower if program.kind == "layer" else steps.lower
-    lowered = lower(program)
+    lowered = (steps if program.kind == "step" else layers).lower(program)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()

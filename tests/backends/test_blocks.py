@@ -1,0 +1,87 @@
+"""How rows are cut into blocks: whose they are, and how many."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+from jaxbn.backends import blocks
+
+# Shape, type, devices; the rows of a block and the blocks, as measured on an H200.
+ON_GPU = [
+    ((128, 112, 112, 64), "bfloat16", 1, 28 * 112, 512),
+    ((128, 56, 56, 64), "bfloat16", 1, 28 * 56, 256),
+    ((128, 56, 56, 256), "bfloat16", 1, 56 * 56, 128),
+    ((128, 28, 28, 512), "bfloat16", 1, 2 * 28 * 28, 64),
+    ((128, 14, 14, 1024), "bfloat16", 1, 4 * 14 * 14, 32),
+    ((128, 7, 7, 2048), "float32", 1, 16 * 7 * 7, 8),
+    ((65536, 1024), "bfloat16", 1, 2048, 32),
+    ((32, 56, 56, 64), "float32", 1, 7 * 56, 256),
+    ((32, 14, 14, 256), "bfloat16", 1, 7 * 14, 64),
+    # Each device has as many blocks, and none of another one's rows.
+    ((8 * 128, 14, 14, 1024), "bfloat16", 8, 4 * 14 * 14, 8 * 32),
+    ((8 * 128, 56, 56, 64), "bfloat16", 8, 7 * 56, 8 * 128 * 8),
+    ((6, 14, 14, 4096), "float32", 4, 14 * 14, 6),  # nothing fits
+    ((1009, 64), "float32", 1, 1009, 1),  # a prime
+    ((64, 4096, 8), "float32", 1, 1024, 64 * 4),
+    ((0, 7, 7, 8), "float32", 1, 49, 0),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "devices", "of_block", "number"), ON_GPU)
+def test_a_gpu_has_blocks_for_all_its_processors(
+    shape, dtype, devices, of_block, number
+):
+    x, axes = jax.ShapeDtypeStruct(shape, dtype), (len(shape) - 1,)
+    found = {}
+
+    def cut(x, where):
+        wanted = blocks.rows_on_gpu(x, axes, devices, blocks.THREAD_BLOCKS)
+        arrays, outer, inner = blocks.cut([x, where], axes, devices, wanted)
+        assert arrays[0].ndim == arrays[1].ndim == len(outer) + len(inner) + 1
+        found["rows"] = math.prod(arrays[0].shape[i] for i in inner)
+        found["blocks"] = math.prod(arrays[0].shape[i] for i in outer)
+        # The axes of the blocks are before those within: no row changes its place.
+        assert [*outer, *inner] == list(range(len(outer) + len(inner)))
+        return arrays
+
+    where = jax.ShapeDtypeStruct((shape[0], *[1] * (len(shape) - 1)), bool)
+    jax.eval_shape(cut, x, where)
+    assert (found["rows"], found["blocks"]) == (of_block, number)
+
+
+def test_features_that_are_not_last_are_cut_as_elsewhere():
+    x = jax.ShapeDtypeStruct((128, 64, 56, 56), jnp.float32)
+    assert blocks.rows_on_gpu(x, (1,), 1, blocks.THREAD_BLOCKS) is None
+    assert blocks.rows_on_gpu(x, (0, 3), 1, blocks.THREAD_BLOCKS) == 1568
+
+
+@functools.cache
+def text(platform):
+    """A training layer with ReLU and a shortcut, lowered for a platform."""
+
+    def loss(scale, bias, x, residual):
+        layer = functools.partial(
+            jaxbn.batch_norm, activation="relu", residual=residual, implementation="xla"
+        )
+        return layer(x, jaxbn.init_state(8), scale, bias)[0].sum()
+
+    x, vector = np.ones((64, 14, 14, 8), np.float32), np.ones(8, np.float32)
+    traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(vector, vector, x, x)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_only_the_end_of_a_block_has_a_barrier_on_a_gpu():
+    # Elsewhere `x` has one, and y or the residual: see `Kernels.saved`.
+    numbers = {p: text(p).count("optimization_barrier") for p in ("cuda", "rocm", "cpu")}
+    assert numbers["cuda"] == numbers["rocm"] == 1 < numbers["cpu"]
+
+
+def test_both_sums_of_a_backward_pass_are_added_in_one_reduction_on_a_gpu():
+    # Of 64 images, each in two blocks of 7 x 14 pixels.
+    assert "tensor<2x64x2x1x1x8xf32>" in text("cuda")
+    assert "tensor<2x64x2" not in text("cpu")
