@@ -31,12 +31,15 @@ from experiments.common.progress import StepProgress
 from experiments.common.tables import markdown
 
 _OPERATIONS = {"layer": "forward+backward", "forward": "forward"}
+COPIED = 2**30
+"""Bytes of the array that is copied to measure the speed of memory."""
+
 _STEP_NORMS = "flax", "jaxbn", "jaxbn-apart"
 
 
 def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     """Returns one record a case, and Markdown: a table of layers, and of steps."""
-    _require_gpu()
+    require_gpu()
     record: dict[str, Any] = {"device": _device(), "copy, GB/s": _copy()}
     record |= {"layers": [], "steps": []}
     groups = plan(quick=config.quick, batch=config.batch)
@@ -55,7 +58,7 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
     return record, f"{_layer_table(record['layers'])}\n\n{_step_table(record['steps'])}"
 
 
-def _require_gpu() -> None:
+def require_gpu() -> None:
     if (found := jax.default_backend()) != "gpu":
         raise UserError(
             f"`gpu` must find a GPU, got only a {found}. Run it on a machine that has "
@@ -79,17 +82,17 @@ def plan(*, quick: bool, batch: int) -> list[list[Program]]:
             small = [(32, *shape[1:]) for shape in images]
             chosen += [(dtype, s, "none", "layer", some) for s in small]
     groups = [
-        [_program(kind, dtype, shape, activation, norm) for norm in norms]
+        [program(kind, dtype, shape, activation, norm) for norm in norms]
         for dtype, shape, activation, kind, norms in chosen
     ]
     for dtype in ("bfloat16", "float32"):
         groups.append(
-            [_program("step", dtype, (batch,), "network", n) for n in _STEP_NORMS]
+            [program("step", dtype, (batch,), "network", n) for n in _STEP_NORMS]
         )
     return groups
 
 
-def _program(kind, dtype, shape, activation, norm) -> Program:
+def program(kind, dtype, shape, activation, norm) -> Program:
     return Program(devices.HERE, kind, dtype, shape, activation, 1, "jit", norm)
 
 
@@ -110,10 +113,9 @@ def _device() -> dict[str, str | None]:
 
 def _copy() -> float:
     """Gigabytes a second that a copy reads and writes."""
-    size = 2**30
-    x, copy = jnp.ones(size, jnp.uint8), jax.jit(jnp.copy)
+    x, copy = jnp.ones(COPIED, jnp.uint8), jax.jit(jnp.copy)
     times = back_to_back({"copy": Run(lambda: copy(x))}, rounds=9, span=30)["copy"]
-    return 2e-6 * size / float(np.median(times))
+    return 2e-6 * COPIED / float(np.median(times))
 
 
 def _compiled(wanted: list[Program]) -> dict[str, Any]:
@@ -147,28 +149,26 @@ def _layers(
     if pytorch.device() == "cuda":
         case = Case("", first.shape, first.dtype, operation, first.activation)  # pyright: ignore
         added = large[2] if "add" in first.activation else None
-        runs["torch"] = pytorch.layer(case, *large[:2], added)
+        runs["torch"] = pytorch.layer(case, large[0], large[1], added)
     rounds = of_kernels(runs, repeats=9)
     times = {name: spread(values) for name, values in rounds.items()}
     read = {p.norm: programs.figures(p, compiled[p.name]) for p in group}
-    speed, unit = 1e-6 * record["copy, GB/s"], first.unit
+    speed, unit = 1e6 * record["copy, GB/s"], first.unit or 0
     floor = FLOOR[operation, "add+relu" if first.activation == "add+relu" else "none"]
-    predicted = {n: 1e-12 * r["bytes"] / speed for n, r in read.items()}
     return {
         "shape": list(first.shape),
         "type": first.dtype,
         "operation": operation,
         "activation": first.activation,
-        "MB": 1e-6 * (unit or 0),
+        "MB": 1e-6 * unit,
         "milliseconds": times,
         "bytes / x": {n: r["bytes_over_x"] for n, r in read.items()},
         "kernels": {n: r["kernels"] for n, r in read.items()},
         "predicted / measured": {
-            n: p / times[n]["median"] for n, p in predicted.items()
+            n: r["bytes"] / speed / times[n]["median"] for n, r in read.items()
         },
         "floor / measured": {
-            n: 1e-12 * floor * (unit or 0) / speed / t["median"]
-            for n, t in times.items()
+            n: floor * unit / speed / t["median"] for n, t in times.items()
         },
     }
 

@@ -64,7 +64,7 @@ def layer(case: Case, x, dy, added) -> Run:
 def step(dtype: str, images: int) -> Run:
     """A training step of torchvision's ResNet-50 on a GPU, channels last."""
     import torch
-    from torchvision.models import resnet50
+    from torchvision.models import resnet50  # pyright: ignore
 
     model = resnet50().to("cuda", memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -144,7 +144,7 @@ def cut(
     if is_explicit(x) or (inner and size() >= (wanted or enough) and not too_many):
         return Blocks(arrays, outer, inner)
     # Else some of the first axis joins the few rows behind it.
-    axis, *others = inner if too_many else (outer[0], *inner)
+    axis, *others = list(inner) if too_many else [outer[0], *inner]
     behind = max(math.prod(x.shape[i] for i in others), 1)
     uncut = x.shape[axis] if too_many else 1
     each = _part(x.shape[axis], few // behind, _MOST // behind, devices) or uncut

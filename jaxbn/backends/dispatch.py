@@ -40,7 +40,7 @@ def kernels(
     processes run, all loops are of `xla`.
     """
     xla = importlib.import_module("jaxbn.backends.xla")
-    loops = xla.kernels(devices, _KINDS.get(platform))
+    loops = xla.kernels(devices, _KINDS.get(platform or ""))
     if devices > 1 or exported:
         return loops
     for known, (module, its_platform) in _MODULES.items():

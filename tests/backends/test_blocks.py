@@ -77,7 +77,9 @@ def text(platform):
 
 def test_only_the_end_of_a_block_has_a_barrier_on_a_gpu():
     # Elsewhere `x` has one, and y or the residual: see `Kernels.saved`.
-    numbers = {p: text(p).count("optimization_barrier") for p in ("cuda", "rocm", "cpu")}
+    numbers = {
+        p: text(p).count("optimization_barrier") for p in ("cuda", "rocm", "cpu")
+    }
     assert numbers["cuda"] == numbers["rocm"] == 1 < numbers["cpu"]
 
 

@@ -1,7 +1,10 @@
 """The benchmarks run, and what they claim of jaxbn holds."""
 
+import contextlib
 import functools
 import json
+import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from experiments import __main__ as command
 from experiments.bench import accuracy as bench_accuracy
 from experiments.bench import cases as bench_cases
 from experiments.bench import fold as bench_fold
+from experiments.bench import gpu as bench_gpu
 from experiments.bench import layer as bench_layer
 from experiments.bench import main as bench
 from experiments.bench import memory as bench_memory
@@ -91,6 +95,85 @@ def test_the_table_is_printed_whatever_becomes_of_the_file(
     assert command.main(["bench", "accuracy", "--out", str(tmp_path)]) == 2
     out, error = capsys.readouterr()
     assert out == "the table\n" and "No space left on device" in error
+
+
+def test_a_benchmark_of_the_gpu_wants_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "_has", lambda variables: True)
+    assert command.main(["bench", "gpu", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: `gpu` must find a GPU, got only a cpu. Run it on")
+
+
+def test_a_step_or_a_layer_can_be_chosen_of_the_benchmark_of_the_gpu():
+    groups = bench_gpu.plan(quick=False, batch=128)
+    names = [program.name for group in groups for program in group]
+    assert len(set(names)) == len(names)
+    assert {group[0].kind for group in groups} == {"layer", "forward", "step"}
+    # The first of a group names it, and jaxbn and flax are in all of them.
+    norms = [{program.norm for program in group} for group in groups]
+    assert all({"jaxbn", "flax"} <= mine for mine in norms)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_gpu_writes_every_case(tmp_path, monkeypatch):
+    """On a CPU, whose kernels no profiler sees."""
+
+    def program(kind, dtype, activation, norm):
+        shape = (2,) if kind == "step" else (4, 8, 8, 16)
+        return bench_gpu.program(kind, dtype, shape, activation, norm)
+
+    everyone = ("jaxbn", "flax", "flax-two-pass", "haiku")
+    groups = [
+        [program("layer", "bfloat16", "none", norm) for norm in everyone],
+        [program("forward", "float32", "add+relu", norm) for norm in everyone[:2]],
+        [program("step", "bfloat16", "network", norm) for norm in ("flax", "jaxbn")],
+    ]
+
+    def kernels(runs, *, repeats):
+        return bench_turns.back_to_back(runs, rounds=repeats, span=0.1)
+
+    monkeypatch.setattr(resnet, "STAGES", (1,))
+    monkeypatch.setattr(bench_gpu.steps, "IMAGE", (32, 32, 3))
+    monkeypatch.setattr(bench_gpu, "plan", lambda *, quick, batch: groups)
+    monkeypatch.setattr(bench_gpu, "require_gpu", lambda: None)
+    monkeypatch.setattr(bench_gpu, "of_kernels", kernels)
+    monkeypatch.setattr(bench_gpu, "COPIED", 2**16)
+    monkeypatch.setattr(bench, "_has", lambda variables: True)
+    assert command.main(["bench", "gpu", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    layer, forward = record["layers"]
+    assert set(layer["milliseconds"]) == set(everyone)
+    assert layer["MB"] == 1e-6 * 2 * 4 * 8 * 8 * 16
+    assert forward["operation"] == "forward"
+    (step,) = record["steps"]
+    assert step["flax / it"]["flax"]["median"] == 1 and step["GB"]["jaxbn"] > 0
+
+
+def test_the_time_of_kernels_is_of_every_run(monkeypatch):
+    """Of three runs of two kernels, in the order in which they ran."""
+    made = []
+
+    @contextlib.contextmanager
+    def trace(folder, *, profiler_options):
+        yield
+        (Path(folder) / "x.xplane.pb").touch()
+
+    def profile(path):
+        kernel = functools.partial(types.SimpleNamespace, name="k")
+        events = [kernel(start_ns=t, duration_ns=1e6 * (t + 1)) for t in range(6)][::-1]
+        stream = types.SimpleNamespace(name="Stream #7(Compute)", events=events)
+        other = types.SimpleNamespace(name="XLA Modules", events=events)
+        gpu = types.SimpleNamespace(name="/device:GPU:0", lines=[stream, other])
+        host = types.SimpleNamespace(name="/host:CPU", lines=[stream])
+        return types.SimpleNamespace(planes=[host, gpu])
+
+    fake = types.SimpleNamespace(from_file=profile)
+    monkeypatch.setattr(bench_turns.jax.profiler, "trace", trace)
+    monkeypatch.setattr(bench_turns.jax.profiler, "ProfileData", fake, raising=False)
+    run = bench_turns.Run(lambda: made.append(1))
+    times = bench_turns.of_kernels({"it": run}, repeats=3)
+    assert times == {"it": pytest.approx([3, 7, 11])}
+    assert len(made) == 2 + 3
 
 
 SMALL = [
