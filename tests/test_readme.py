@@ -93,6 +93,30 @@ def test_the_programs_are_those_of_the_results():
 
 
 @in_checkout
+def test_the_times_on_a_gpu_are_those_of_the_results():
+    record = json.loads((BENCH / "gpu.json").read_text())
+    for layer in record["layers"]:
+        times = {n: t["median"] for n, t in layer["milliseconds"].items()}
+        others = "flax", "flax-two-pass", "haiku", "torch"
+        row = ["x".join(map(str, layer["shape"])), f"{1e3 * times['jaxbn']:.0f}"]
+        row += [f"{times[name] / times['jaxbn']:.2f}" for name in others]
+        row.append(f"{100 * layer['floor / measured']['jaxbn']:.0f} %")
+        both = [layer["predicted / measured"][name] for name in ("jaxbn", "flax")]
+        assert [*row, ", ".join(f"{ratio:.2f}" for ratio in both)] in rows(BENCHMARKS)
+    earlier = {}
+    for one in record["earlier, kernels of a layer"]:
+        key = "x".join(map(str, one["shape"])), one["activation"]
+        earlier.setdefault(key, {})[one["type"], one["norm"]] = one["ms"]
+    for key, ms in earlier.items():
+        ratios = [ms[t, "flax"] / ms[t, "jaxbn"] for t in ("bfloat16", "float32")]
+        assert [*key, *(f"{ratio:.2f}" for ratio in ratios)] in rows(BENCHMARKS)
+    steps = record["step of ResNet-50, bfloat16, 128 images, kernels"]
+    order = "flax", "jaxbn-apart", "jaxbn"
+    row = [f"{steps[name]['milliseconds']:.2f}" for name in order]
+    assert ["kernels, ms", *row] in rows(BENCHMARKS)
+
+
+@in_checkout
 def test_the_times_are_those_of_the_results():
     layers = [
         row[:9]

@@ -194,12 +194,14 @@ def _steps(group: list[Program]) -> dict[str, Any]:
         read[program.norm] = programs.figures(program, run.program)
     if pytorch.device() == "cuda" and environment.version("torchvision"):
         runs["torch"] = pytorch.step(first.dtype, first.shape[0])
+    kernels = of_kernels(runs, repeats=3)
     rounds = back_to_back(runs, rounds=9, span=400)
     flax = np.array(rounds["flax"])
     return {
         "type": first.dtype,
         "images": first.shape[0],
         "milliseconds": {name: spread(values) for name, values in rounds.items()},
+        "milliseconds of kernels": {n: spread(values) for n, values in kernels.items()},
         "flax / it": {name: spread(flax / values) for name, values in rounds.items()},
         "GB": {name: 1e-9 * r["bytes"] for name, r in read.items()},
         "temporary, GB": {name: 1e-9 * r["temp"] for name, r in read.items()},
@@ -247,13 +249,15 @@ def _layer_table(records: list[dict]) -> str:
 
 
 def _step_table(records: Iterable[dict]) -> str:
-    header = ["type", "images", "normalization", "ms", "images/s", "flax / it"]
+    header = ["type", "images", "normalization", "ms", "of kernels", "images/s"]
     rows = []
     for record in records:
         for name, time in record["milliseconds"].items():
             low, middle, high = record["flax / it"][name].values()
             ratio = f"{middle:.3f} ({low:.3f} to {high:.3f})"
             speed = 1e3 * record["images"] / time["median"]
+            kernels = record["milliseconds of kernels"][name]["median"]
             row = [record["type"], str(record["images"]), name]
-            rows.append([*row, f"{time['median']:.2f}", f"{speed:.0f}", ratio])
-    return markdown([*header, "GB moved"][:-1], rows)
+            row += [f"{time['median']:.2f}", f"{kernels:.2f}", f"{speed:.0f}", ratio]
+            rows.append(row)
+    return markdown([*header, "flax / it"], rows)
