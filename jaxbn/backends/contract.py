@@ -49,10 +49,11 @@ class Kernels(NamedTuple):
             it, with a unit of 1 unless m2 would overflow. Zeros, and a unit of 1,
             where nothing counts.
         sums: (a, x, center, multiplier, where, gate_slope, gate_offset, *, axes,
-            gate=None) -> (multiplier * a, sum of a, sum of a * (x - center)), `where`
-            applying to the two sums, weights as a factor. Without `multiplier` the
-            first result is left out. Linear in `a`. A `gate` multiplies the first
-            result or the summands.
+            gate=None, both=True) -> (multiplier * a, sum of a, sum of a * (x -
+            center)), `where` applying to the two sums, weights as a factor. Without
+            `multiplier` the first result is left out. Linear in `a`. A `gate`
+            multiplies the first result or the summands. If not `both`, one of the sums
+            is not used, and need not be computed.
         expand: (a, multiplier, slope, offset, x, center, where, gate_slope,
             gate_offset, *, axes, activation=None, gate=None) -> multiplier * a +
             where(where, slope * (x - center) + offset, 0), or weights times that line.
@@ -63,9 +64,9 @@ class Kernels(NamedTuple):
         gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
             the derivative of `activation` at slope * (x - center) + offset + residual.
             Without `center`, at `x` itself and in its type. Linear in `dy`.
-        saved: x -> x, in a backward pass. Behind a barrier XLA cannot share conversions
-            of `x` between the two passes and keep them in float32 instead of `x`, which
-            on a CPU is a sixth more memory for a ResNet-50 in bfloat16.
+        saved: x -> x, in a backward pass. On a CPU behind a barrier: XLA would share
+            conversions of `x` between the two passes and keep them in float32 instead
+            of `x`, a sixth more memory for a ResNet-50 in bfloat16.
     """
 
     moments: Callable[..., tuple[Array, ...]]

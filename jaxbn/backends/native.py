@@ -146,14 +146,14 @@ def _moments(x, where, *, axes):
     return tuple(_call("jaxbn_moments", _vectors(4, x, axes), operands, sizes))
 
 
-def _sums(a, x, center, multiplier, where, *line, axes, gate=None):
+def _sums(a, x, center, multiplier, where, *line, axes, gate=None, both=True):
     inside = _of(gate, "affine")
     vectors = line if inside else (None, None)
     operands = _Operands(x, a, None, center, None, None, None, *vectors, where=where)
     sizes = _sizes(x.shape, where, axes)
     if not _suits(operands, sizes, inside):
         given = (a, x, center, multiplier, where, *line)
-        return xla.KERNELS.sums(*given, axes=axes, gate=gate)
+        return xla.KERNELS.sums(*given, axes=axes, gate=gate, both=both)
     sums = _call("jaxbn_sums", _vectors(2, x, axes), operands, sizes, inside)
     if multiplier is None:
         return tuple(sums)

@@ -94,7 +94,7 @@ def _moments(x, where, *, axes, devices, platform):
 
 def _sums(
     a, x, center, multiplier, where, gate_slope=None, gate_offset=None,
-    *, axes, gate=None, totals: Totals,
+    *, axes, gate=None, both=True, totals: Totals,
 ):  # fmt: skip
     wide = statistics_type(x)
     # An addition, for `expand` subtracts: XLA:CPU would store a shared distance.
@@ -104,7 +104,10 @@ def _sums(
         gated = _gated(summed, gate, distance, gate_slope, gate_offset, axes)
         scaled, summed = (gated, summed) if gate.part == "other" else (scaled, gated)
     summands = (summed, summed * distance)
-    total, moment = totals([counted(s, where) for s in summands], x, axes)
+    summands = [counted(s, where) for s in summands]
+    # One array of sums is computed as a whole, also of those that nobody uses.
+    groups = [summands] if both else [[summand] for summand in summands]
+    total, moment = [t for group in groups for t in totals(group, x, axes)]
     if multiplier is None:
         return total, moment
     return (scaled * along(multiplier, x, axes)).astype(x.dtype), total, moment
@@ -166,13 +169,11 @@ def kernels(devices: int = 1, platform: str | None = None) -> Kernels:
     Those for a platform, "tpu" or "gpu", are faster there, and right everywhere.
     """
     moments = functools.partial(_moments, devices=devices, platform=platform)
-    if platform != "gpu":
-        totals = _apart if devices == 1 else _together
-        sums = functools.partial(_sums, totals=totals)
-        return Kernels(moments, sums, _expand, _gate)
-    totals = functools.partial(_of_blocks, devices=devices)
-    sums = functools.partial(_sums, totals=totals)
-    return Kernels(moments, sums, _stored, _gate, saved=lambda x: x)
+    totals, expand = _apart if devices == 1 else _together, _expand
+    if platform == "gpu":
+        totals, expand = functools.partial(_of_blocks, devices=devices), _stored
+    found = Kernels(moments, functools.partial(_sums, totals=totals), expand, _gate)
+    return found if platform is None else found._replace(saved=lambda x: x)
 
 
 KERNELS = kernels()

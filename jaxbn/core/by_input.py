@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends.contract import Gate, Kernels
@@ -109,10 +109,17 @@ def _finish(kernels: Kernels):
         carried, residual, slope, offset, x, center, *, axes, activation, save
     ):
         del x, save
-        by = {"axes": axes, "activation": activation}
-        return kernels.expand(
-            residual, None, slope, offset, carried, center, None, **by
-        )
+        given = (residual, None, slope, offset, carried, center, None)
+        return kernels.expand(*given, axes=axes, activation=activation)
+
+    return function
+
+
+def _kept(kernels: Kernels):
+    def function(*operands, save, **options):
+        y = _finish(kernels)(*operands, save=save, **options)
+        # XLA would compute y from `x` again, without rounding it, and so keep `x`.
+        return lax.optimization_barrier(y) if save == "output" else y
 
     return function
 
@@ -147,7 +154,10 @@ def _finish_jvp(primals, tangents, *, activation, save, **params):
 
 
 finish = Op(
-    "finish", ("carried", "residual", "slope", "offset", "x", "center"), _finish
+    "finish",
+    ("carried", "residual", "slope", "offset", "x", "center"),
+    _kept,
+    _finish,
 )
 finish.define_derivatives(_finish_jvp)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
@@ -88,7 +88,8 @@ def _moments_jvp(primals, tangents, *, axes, implementation):
     return out, [*zeros([center]), d_delta, _total(d_m2s), *zeros([unit])]
 
 
-def _sums_jvp(primals, tangents, *, gate=None, **params):
+def _sums_jvp(primals, tangents, *, gate=None, both=True, **params):
+    del both  # the derivatives need more
     # With t = sum(a), m = sum(a (x - c)) and r = multiplier a:
     #   dt = sum(da),   dm = sum(da (x - c)) + sum(a dx) - t dc,
     #   dr = multiplier da + dmultiplier a,
@@ -123,8 +124,9 @@ def _sums_jvp(primals, tangents, *, gate=None, **params):
 
 
 def _sums_transpose(
-    cotangents, a, x, center, multiplier, where, *line, gate=None, **params
+    cotangents, a, x, center, multiplier, where, *line, gate=None, both=True, **params
 ):
+    del both
     # <ct_r, multiplier a> + <ct_t, sum(a)> + <ct_m, sum(a (x - c))>
     #   = <multiplier ct_r + ct_t + ct_m (x - c), a>, which `expand` computes.
     # A gate g keeps its part. "other": r = g multiplier a gives g multiplier ct_r, the
@@ -218,9 +220,9 @@ def _expand_transpose(
         keep = jnp.ones_like(center)
     if keep is None:
         gate, line = _kept(gate, line, part="affine")
-    *scaled, total, moment = sums(
-        ct, *saved(x, **params), center, keep, where, *line, gate=gate, **params
-    )
+    given = (ct, *saved(x, **params), center, keep, where, *line)
+    more = {} if all(wants) else {"both": False}
+    *scaled, total, moment = sums(*given, gate=gate, **more, **params)
     back = (scaled[0] if scaled else ct) if wants_a else None
     d_slope, d_offset = (
         v if w else None for v, w in zip((moment, total), wants, strict=True)
@@ -246,11 +248,9 @@ def _gate_transpose(cotangents, dy, x, *vectors_and_residual, **params):
     # A factor for each element is its own transpose.
     assert ad.is_undefined_primal(dy)
     *vectors, residual = vectors_and_residual
-    by = {name: params[name] for name in ("axes", "implementation")}
-    if residual is not None:
-        (residual,) = saved(residual, **by)
-    given = (*cotangents, *saved(x, **by), *vectors, residual)
-    return [*gate(*given, **params), *[None] * 5]
+    # Everywhere: XLA would keep the derivative, or what it is computed from.
+    x, residual = lax.optimization_barrier((x, residual))
+    return [*gate(*cotangents, x, *vectors, residual, **params), *[None] * 5]
 
 
 # `sums` and `expand` with a gate, written without one: for derivatives. Where only the
