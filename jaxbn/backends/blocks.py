@@ -76,13 +76,10 @@ def moments_of_blocks(
         pivot = first(x, inner)
     pivot, unit = pivot.astype(wide), _unit(pivot)
     # Both sums are of one array: XLA:GPU then computes them in one kernel.
-    if unit is None:
-        distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
-    else:  # a power of two, with which this is one instruction without rounding
-        shrink = 1 / unit
-        distance = x.astype(wide) * lax.broadcast_in_dim(shrink, x.shape, every)
-        distance -= lax.broadcast_in_dim(pivot * shrink, x.shape, every)
+    distance = x.astype(wide) - lax.broadcast_in_dim(pivot, x.shape, every)
     distance = counted(distance, counts)
+    if unit is not None:
+        distance = distance * lax.broadcast_in_dim(1 / unit, x.shape, every)
     weighted = counted(distance, where)
     total = weighted.sum(inner, keepdims=True)
     squares = (weighted * distance).sum(inner, keepdims=True)

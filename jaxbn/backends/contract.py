@@ -64,9 +64,9 @@ class Kernels(NamedTuple):
         gate: (dy, x, center, slope, offset, residual, *, axes, activation) -> dy times
             the derivative of `activation` at slope * (x - center) + offset + residual.
             Without `center`, at `x` itself and in its type. Linear in `dy`.
-        saved: x -> x, in a backward pass. On a CPU behind a barrier: XLA would share
-            conversions of `x` between the two passes and keep them in float32 instead
-            of `x`, a sixth more memory for a ResNet-50 in bfloat16.
+        saved: x -> x, in a backward pass. Behind a barrier, but on a GPU: XLA would
+            share conversions of `x` between the two passes and keep them in float32
+            instead of `x`, on a CPU a sixth more memory for a ResNet-50 in bfloat16.
     """
 
     moments: Callable[..., tuple[Array, ...]]

@@ -169,11 +169,12 @@ def kernels(devices: int = 1, platform: str | None = None) -> Kernels:
     Those for a platform, "tpu" or "gpu", are faster there, and right everywhere.
     """
     moments = functools.partial(_moments, devices=devices, platform=platform)
-    totals, expand = _apart if devices == 1 else _together, _expand
     if platform == "gpu":
-        totals, expand = functools.partial(_of_blocks, devices=devices), _stored
-    found = Kernels(moments, functools.partial(_sums, totals=totals), expand, _gate)
-    return found if platform is None else found._replace(saved=lambda x: x)
+        totals = functools.partial(_of_blocks, devices=devices)
+        sums = functools.partial(_sums, totals=totals)
+        return Kernels(moments, sums, _stored, _gate, saved=lambda x: x)
+    totals = _apart if devices == 1 else _together
+    return Kernels(moments, functools.partial(_sums, totals=totals), _expand, _gate)
 
 
 KERNELS = kernels()
