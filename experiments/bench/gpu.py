@@ -24,11 +24,15 @@ from experiments.bench import pytorch
 from experiments.bench.cases import FLOOR, RESNET50, Case
 from experiments.bench.compilers import devices, layers, programs, steps
 from experiments.bench.compilers.programs import Program
+from experiments.bench.peers import copy, installed
+from experiments.bench.scale import trained
 from experiments.bench.turns import Run, back_to_back, of_kernels, spread
 from experiments.common import environment, files
 from experiments.common.errors import UserError, writing
 from experiments.common.progress import StepProgress
 from experiments.common.tables import markdown
+from experiments.scale import config as scale_config
+from experiments.scale.layout import make_layout
 
 _OPERATIONS = {"layer": "forward+backward", "forward": "forward"}
 COPIED = 2**30
@@ -59,6 +63,7 @@ def measure(config: bench.BenchConfig) -> tuple[dict, str]:
 
 
 def require_gpu() -> None:
+    """Raises `UserError` where JAX finds no GPU."""
     if (found := jax.default_backend()) != "gpu":
         raise UserError(
             f"`gpu` must find a GPU, got only a {found}. Run it on a machine that has "
@@ -68,8 +73,8 @@ def require_gpu() -> None:
 
 def plan(*, quick: bool, batch: int) -> list[list[Program]]:
     """Groups of programs that take turns: layers of ResNet-50, dense layers, steps."""
-    everyone = ("jaxbn", "flax", "flax-two-pass", "haiku")
     some = ("jaxbn", "flax")
+    everyone = (*some, "flax-two-pass", *(["haiku"] if installed("haiku") else []))
     images = [(batch, s, s, c) for s, c in RESNET50[:: 5 if quick else 1]]
     dense = [(4096, 1024), (8192, 4096), (65536, 1024)]
     chosen: list[tuple] = []
@@ -113,8 +118,8 @@ def _device() -> dict[str, str | None]:
 
 def _copy() -> float:
     """Gigabytes a second that a copy reads and writes."""
-    x, copy = jnp.ones(COPIED, jnp.uint8), jax.jit(jnp.copy)
-    times = back_to_back({"copy": Run(lambda: copy(x))}, rounds=9, span=30)["copy"]
+    run = copy(jnp.ones(COPIED, jnp.uint8))
+    times = back_to_back({"copy": run}, rounds=9, span=30)["copy"]
     return 2e-6 * COPIED / float(np.median(times))
 
 
@@ -209,21 +214,10 @@ def _steps(group: list[Program]) -> dict[str, Any]:
 
 
 def _step(program: Program) -> Run:
-    """A training step that goes on where it was."""
-    compiled = steps.lower(program).compile()
-    step, layout = steps.step_of(program)
-    kept = [layout.init(step.init, 0)]
-    shapes = layout.batch_shapes(step.batch_size, steps.IMAGE, program.dtype)
-    image = jax.random.normal(jax.random.key(0), shapes["image"].shape, program.dtype)
-    label = jnp.arange(step.batch_size, dtype="int32") % steps.CLASSES
-    batch = {"image": image, "label": label}
-    batch = {n: jax.device_put(a, shapes[n].sharding) for n, a in batch.items()}
-
-    def start():
-        kept[0], metrics = compiled(kept[0], batch)
-        return metrics
-
-    return Run(start, compiled)
+    network = steps.network_of(steps.WAYS[program.norm], program.dtype)
+    layout = make_layout(scale_config.Devices(), found=jax.devices()[:1])
+    images = (*program.shape, *steps.IMAGE)
+    return trained(network, layout, images, jnp.dtype(program.dtype))
 
 
 def _layer_table(records: list[dict]) -> str:
@@ -250,6 +244,7 @@ def _layer_table(records: list[dict]) -> str:
 
 def _step_table(records: Iterable[dict]) -> str:
     header = ["type", "images", "normalization", "ms", "of kernels", "images/s"]
+    header += ["flax / it", "GB moved"]
     rows = []
     for record in records:
         for name, time in record["milliseconds"].items():
@@ -259,5 +254,6 @@ def _step_table(records: Iterable[dict]) -> str:
             kernels = record["milliseconds of kernels"][name]["median"]
             row = [record["type"], str(record["images"]), name]
             row += [f"{time['median']:.2f}", f"{kernels:.2f}", f"{speed:.0f}", ratio]
-            rows.append(row)
-    return markdown([*header, "flax / it"], rows)
+            moved = record["GB"].get(name)
+            rows.append([*row, "" if moved is None else f"{moved:.1f}"])
+    return markdown(header, rows)

@@ -16,6 +16,7 @@ import jaxbn
 from experiments.bench import pytorch
 from experiments.bench.cases import EPSILON, MOMENTUM, Case
 from experiments.bench.turns import Run
+from experiments.nets.apart import finished
 
 
 def builders(case: Case) -> dict[str, Callable]:
@@ -26,7 +27,7 @@ def builders(case: Case) -> dict[str, Callable]:
         found["torch"] = pytorch.layer
     if case.everyone:
         others = {"nnx": _nnx, "haiku": _haiku, "equinox": _equinox, "keras": _keras}
-        found |= {n: b for n, b in others.items() if n == "nnx" or _installed(n)}
+        found |= {n: b for n, b in others.items() if n == "nnx" or installed(n)}
     return found
 
 
@@ -37,29 +38,30 @@ def runs(case: Case) -> dict[str, Run]:
         jnp.asarray(generator.standard_normal(case.shape, np.float32), case.dtype)
         for _ in range(3)
     )
-    result = {"copy": _copy(x)}
+    result = {"copy": copy(x)}
     for name, build in builders(case).items():
         result[name] = build(case, x, dy, added if "add" in case.activation else None)
     return result
 
 
-def _installed(name: str) -> bool:
+def installed(name: str) -> bool:
+    """Tells whether a library is there."""
     return importlib.util.find_spec(name) is not None
 
 
-def _copy(x: jax.Array) -> Run:
+def copy(x: jax.Array) -> Run:
     """A copy where x is; on a CPU by all threads between two arrays that exist."""
     if jax.default_backend() != "cpu":
         copied = jax.jit(jnp.copy)
         return Run(lambda: copied(x))
-    if _installed("torch"):
+    if installed("torch"):
         import torch
 
         source = torch.from_numpy(np.array(x).view(np.uint8).reshape(-1))
         target = torch.empty_like(source)
         return Run(lambda: target.copy_(source))
-    copy = np.empty_like(values := np.array(x).view(np.uint8))
-    return Run(lambda: np.copyto(copy, values))
+    target = np.empty_like(values := np.array(x).view(np.uint8))
+    return Run(lambda: np.copyto(target, values))
 
 
 def _compiled(case: Case, forward, params, x, dy, added) -> Run:
@@ -78,8 +80,7 @@ def _compiled(case: Case, forward, params, x, dy, added) -> Run:
 
 
 def _finish(y, case: Case, added):
-    y = y if added is None else y + added
-    return y if case.activation == "none" else jax.nn.relu(y)
+    return finished(y, None if case.activation == "none" else "relu", added)
 
 
 def _jaxbn(case: Case, x, dy, added, implementation=None) -> Run:

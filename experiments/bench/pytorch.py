@@ -1,6 +1,7 @@
 """One layer by PyTorch, on a CPU or a GPU."""
 
 import importlib.util
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,15 +51,9 @@ def layer(case: Case, x, dy, added) -> Run:
             y = norm(values)
             y = y if other is None else y + other
             y = y if case.activation == "none" else torch.relu(y)
-        results = y, torch.autograd.grad(y, inputs, cotangent) if backward else None
-        return results
+        return y, torch.autograd.grad(y, inputs, cotangent) if backward else None
 
-    def wait(results):
-        if here == "cuda":
-            torch.cuda.synchronize()
-        return results
-
-    return Run(run, wait=wait)
+    return Run(run, wait=_done)
 
 
 def step(dtype: str, images: int) -> Run:
@@ -83,8 +78,13 @@ def step(dtype: str, images: int) -> Run:
         optimizer.step()
         return loss
 
-    def wait(loss):
-        torch.cuda.synchronize()
-        return loss
+    return Run(start, wait=_done)
 
-    return Run(start, wait=wait)
+
+def _done(results: Any) -> Any:
+    """Waits for the device of `device`, and returns the results."""
+    import torch
+
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return results

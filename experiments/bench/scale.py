@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import main as bench
-from experiments.bench.turns import in_turns, spread
+from experiments.bench.turns import Run, in_turns, spread
 from experiments.common.tables import markdown
 from experiments.scale import config as scale_config
 from experiments.scale.layout import Layout, make_layout, simulated
@@ -67,10 +67,12 @@ def step(devices: list[Any], parallel: str, norm: str, dtype: str, *, depth: int
     return trained(network, layout, (BATCH, 32, 32, 3))
 
 
-def trained(network: Network, layout: Layout, images: tuple[int, ...]):
-    """A function that trains a network one step further at every call.
+def trained(
+    network: Network, layout: Layout, images: tuple[int, ...], dtype: Any = np.float32
+) -> Run:
+    """Trains a network one step further at every call, which gives the loss.
 
-    The images have that shape and ten classes; it returns the loss.
+    The images have that shape and type, and ten classes.
     """
     rows = images[0]
     optimizer = make_optimizer(scale_config.Optimizer(batch_size=rows))
@@ -79,16 +81,19 @@ def trained(network: Network, layout: Layout, images: tuple[int, ...]):
     generator = np.random.default_rng(0)
     batch = layout.put_batch(
         {
-            "image": generator.standard_normal(images, np.float32),
+            "image": generator.standard_normal(images, np.float32).astype(dtype),
             "label": generator.integers(0, 10, rows, np.int32),
         }
     )
     compiled = layout.spread(one, state).lower(state, batch).compile()
     kept = [state]
 
-    def run():
+    def start():
         kept[0], metrics = compiled(kept[0], batch)
-        jax.block_until_ready(kept)
-        return jnp.asarray(metrics.loss)
+        return metrics.loss
 
-    return run
+    def wait(loss):
+        jax.block_until_ready(kept)
+        return jnp.asarray(loss)
+
+    return Run(start, compiled, wait)

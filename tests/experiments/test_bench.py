@@ -9,6 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from extras import needs
 
 import jaxbn.deploy
 from experiments import __main__ as command
@@ -117,6 +118,7 @@ def test_a_step_or_a_layer_can_be_chosen_of_the_benchmark_of_the_gpu():
 @pytest.mark.slow
 def test_the_benchmark_of_the_gpu_writes_every_case(tmp_path, monkeypatch):
     """On a CPU, whose kernels no profiler sees."""
+    needs("haiku")
 
     def program(kind, dtype, activation, norm):
         shape = (2,) if kind == "step" else (4, 8, 8, 16)

@@ -10,6 +10,7 @@ Nothing of JAX is imported before it is used: `ENVIRONMENT` must be set by then.
 
 import importlib.metadata
 import importlib.util
+import math
 from typing import Any, NamedTuple
 
 from experiments.common.errors import UserError
@@ -100,7 +101,7 @@ CHIPS = {
         Chip("v5e", "TPU v5e", 16e9, _APART),
         Chip("v6e", "TPU v6e", 32e9, _APART),
         Chip("v5p", "TPU v5p", 95e9, _APART),
-        Chip(HERE, "the device here", 80e9, frozenset()),
+        Chip(HERE, "the device here", math.inf, frozenset()),
     )
 }
 

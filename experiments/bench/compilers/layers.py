@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 import jaxbn
 from experiments.bench.compilers import devices
 from experiments.bench.compilers.programs import Program
+from experiments.nets.apart import finished
 
 _AXIS = "d"
 
@@ -89,6 +90,10 @@ def _jaxbn(program: Program, axis_name: str | None, **options: Any) -> Callable:
     return layer
 
 
+def _finish(program: Program, y: jax.Array, residual: jax.Array | None) -> jax.Array:
+    return finished(y, None if program.activation == "none" else "relu", residual)
+
+
 def _flax(program: Program, axis_name: str | None, **options: Any) -> Callable:
     module = nn.BatchNorm(
         use_running_average=False,
@@ -100,9 +105,7 @@ def _flax(program: Program, axis_name: str | None, **options: Any) -> Callable:
     def layer(state, x, scale, bias, residual=None):
         given = {"params": {"scale": scale, "bias": bias}, "batch_stats": state}
         y, new = module.apply(given, x, mutable="batch_stats")
-        y = y if residual is None else y + residual
-        y = y if program.activation == "none" else nn.relu(y)
-        return y, new["batch_stats"]
+        return _finish(program, y, residual), new["batch_stats"]
 
     return layer
 
@@ -128,9 +131,7 @@ def _haiku(program: Program, axis_name: str | None) -> Callable:
 
     def layer(state, x, scale, bias, residual=None):
         y, new = model.apply({}, state, x, scale, bias)
-        y = y.astype(x.dtype)
-        y = y if residual is None else y + residual
-        return y if program.activation == "none" else nn.relu(y), new
+        return _finish(program, y.astype(x.dtype), residual), new
 
     return layer
 

@@ -142,9 +142,10 @@ def chosen(names: list[str], only: tuple[str, ...]) -> list[str]:
         if not only or any(fnmatch.fnmatch(name, pattern) for pattern in only)
     ]
     if not matched:
+        chip, kind, *_ = names[0].split("/")
         raise UserError(
             f"`--only` must match the name of a program, got {' '.join(only)}. Names "
-            f"look like {names[0]}; pass for example 'v5e/step/*'."
+            f"look like {names[0]}; pass for example '{chip}/{kind}/*'."
         )
     return matched
 

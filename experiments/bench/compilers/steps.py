@@ -15,12 +15,12 @@ from experiments.bench.compilers import devices
 from experiments.bench.compilers.programs import Program
 from experiments.nets import apart, resnet
 from experiments.scale import config
-from experiments.scale.layout import Layout, make_layout
+from experiments.scale.layout import make_layout
 from experiments.scale.network import Network, of_linen
 from experiments.scale.optimizer import make_optimizer
 from experiments.scale.step import Step
 
-IMAGE, CLASSES = (224, 224, 3), 1000
+IMAGE, _CLASSES = (224, 224, 3), 1000
 
 
 def without(*, activation: str | None, **options: Any) -> nn.Module:
@@ -70,21 +70,16 @@ WAYS = {
 
 def lower(program: Program) -> jax.stages.Lowered:
     """Returns the program, to be compiled."""
-    step, layout = step_of(program)
-    state = layout.shapes(step.init)
-    batch = layout.batch_shapes(step.batch_size, IMAGE, program.dtype)
-    return layout.spread(step, state).lower(state, batch)
-
-
-def step_of(program: Program) -> tuple[Step, Layout]:
-    """Returns the step of a program, and the placement of its arrays."""
     chip = devices.CHIPS[program.chip]
     found = devices.devices(chip, program.devices)
     layout = make_layout(config.Devices(program.parallel), found=found)
     rows = program.shape[0] * layout.data_devices
     network = network_of(WAYS[program.norm], program.dtype, layout.axis_name)
     optimizer = make_optimizer(config.Optimizer(batch_size=rows))
-    return Step(network, optimizer, rows, axis_name=layout.axis_name), layout
+    step = Step(network, optimizer, rows, axis_name=layout.axis_name)
+    state = layout.shapes(step.init)
+    batch = layout.batch_shapes(rows, IMAGE, program.dtype)
+    return layout.spread(step, state).lower(state, batch)
 
 
 def network_of(way: Way, dtype: str, axis_name: str | None = None) -> Network:
@@ -94,7 +89,7 @@ def network_of(way: Way, dtype: str, axis_name: str | None = None) -> Network:
     layers = resnet.Layers(
         norm, jnp.dtype(dtype), way.activation, nn.initializers.zeros
     )
-    network = of_linen(resnet.LinenResNet(50, 3, CLASSES, layers), IMAGE)
+    network = of_linen(resnet.LinenResNet(50, 3, _CLASSES, layers), IMAGE)
     if way.policy is None:
         return network
     return network._replace(train=jax.checkpoint(network.train, policy=way.policy))
