@@ -128,8 +128,9 @@ def _compiled(wanted: list[Program]) -> dict[str, Any]:
     makers = {_array_name(p.shape, p.dtype): partial(_random, p) for p in wanted}
     makers |= {p.name: partial(layers.lower, p) for p in wanted}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = pool.map(lambda lower: lower().compile(), makers.values())
-        return dict(zip(makers, made, strict=True))
+        # Traced one after the other: Python does no two at once.
+        made = {name: pool.submit(lower().compile) for name, lower in makers.items()}
+        return {name: compiled.result() for name, compiled in made.items()}
 
 
 def _random(program: Program) -> jax.stages.Lowered:
@@ -155,8 +156,8 @@ def _layers(
         case = Case("", first.shape, first.dtype, operation, first.activation)  # pyright: ignore
         added = large[2] if "add" in first.activation else None
         runs["torch"] = pytorch.layer(case, large[0], large[1], added)
-    rounds = of_kernels(runs, repeats=9)
-    times = {name: spread(values) for name, values in rounds.items()}
+    kernels = of_kernels(runs, rounds=9)
+    times = {name: spread(values) for name, values in kernels.items()}
     read = {p.norm: programs.figures(p, compiled[p.name]) for p in group}
     speed, unit = 1e6 * record["copy, GB/s"], first.unit or 0
     floor = FLOOR[operation, "add+relu" if first.activation == "add+relu" else "none"]
@@ -199,7 +200,7 @@ def _steps(group: list[Program]) -> dict[str, Any]:
         read[program.norm] = programs.figures(program, run.program)
     if pytorch.device() == "cuda" and environment.version("torchvision"):
         runs["torch"] = pytorch.step(first.dtype, first.shape[0])
-    kernels = of_kernels(runs, repeats=3)
+    kernels = of_kernels(runs, rounds=5)
     rounds = back_to_back(runs, rounds=9, span=400)
     flax = np.array(rounds["flax"])
     return {

@@ -1,5 +1,6 @@
 """Times of several functions that run in turns, in random order."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ import numpy as np
 LEAST, MOST = 5, 25
 # Seconds between two: threads that one library leaves waiting go to sleep meanwhile.
 _PAUSE = 0.02
+# Seconds between two whose kernels are told apart by it, and how often that may fail.
+_APART, _ATTEMPTS = 0.005, 3
 
 
 class Run(NamedTuple):
@@ -94,46 +97,71 @@ def back_to_back(
     return times
 
 
-def of_kernels(runs: Mapping[str, Run], *, repeats: int) -> dict[str, list[float]]:
+def of_kernels(runs: Mapping[str, Run], *, rounds: int) -> dict[str, list[float]]:
     """Returns the milliseconds that the kernels of every run take on a GPU.
 
     Small ones take less than the host needs to start them, which counts in no layer of
-    a network whose program is started once. JAX's profiler sees those of every library.
+    a network whose program is started once. JAX's profiler sees those of every library;
+    whose they are is told by the pauses between the runs.
 
     Args:
         runs: what is run, by name.
-        repeats: how often, one after the other.
+        rounds: how many, each in a random order.
+
+    Raises:
+        RuntimeError: the profiler did not see every run.
     """
+    generator = np.random.default_rng(0)
+    for run in runs.values():
+        run()  # compiles
+        run()
+    order = [n for _ in range(rounds) for n in generator.permutation(list(runs))]
+    found = []
+    for _ in range(_ATTEMPTS):
+        found = _profiled([runs[name] for name in order])
+        if len(found) == len(order):
+            break
+    else:
+        raise RuntimeError(
+            f"The profiler must see {len(order)} runs, got {len(found)}. Measure again."
+        )
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for name, value in zip(order, found, strict=True):
+        times[name].append(value)
+    return times
+
+
+def _profiled(runs: Sequence[Run]) -> list[float]:
+    """The milliseconds of the kernels of each run, if the profiler saw them all."""
     options = jax.profiler.ProfileOptions()
     # What the host does is not looked at, and takes seconds to write.
     options.host_tracer_level = options.python_tracer_level = 0
-    times = {}
-    for name in np.random.default_rng(0).permutation(list(runs)):
-        run = runs[name]
-        run()
-        run()
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder, profiler_options=options):
-                for _ in range(repeats - 1):
-                    run.start()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            for run in runs:
+                time.sleep(_APART)
                 run()
-            (path,) = Path(folder).rglob("*.xplane.pb")
-            data = jax.profiler.ProfileData.from_file(str(path))
-        kernels = sorted(
-            (event.start_ns, event.duration_ns)
-            for plane in data.planes
-            if plane.name.startswith("/device:GPU")
-            for line in plane.lines
-            if "Stream" in line.name
-            for event in line.events
-        )
-        # As many in every repeat; a rest would be of something else that runs there.
-        each = len(kernels) // repeats
-        times[name] = [
-            1e-6 * sum(duration for _, duration in kernels[i * each : (i + 1) * each])
-            for i in range(repeats)
-        ]
-    return times
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        return _sums_between_pauses(jax.profiler.ProfileData.from_file(str(path)))
+
+
+def _sums_between_pauses(profile: Any) -> list[float]:
+    """The milliseconds of the kernels between every two pauses."""
+    kernels = sorted(
+        (event.start_ns, event.duration_ns)
+        for plane in profile.planes
+        if plane.name.startswith("/device:GPU")
+        for line in plane.lines
+        if "Stream" in line.name
+        for event in line.events
+    )
+    sums, end = [], -math.inf
+    for start, duration in kernels:
+        if start - end > 5e8 * _APART:  # half of it, in nanoseconds
+            sums.append(0.0)
+        sums[-1] += 1e-6 * duration
+        end = max(end, start + duration)
+    return sums
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:

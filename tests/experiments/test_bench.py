@@ -131,8 +131,8 @@ def test_the_benchmark_of_the_gpu_writes_every_case(tmp_path, monkeypatch):
         [program("step", "bfloat16", "network", norm) for norm in ("flax", "jaxbn")],
     ]
 
-    def kernels(runs, *, repeats):
-        return bench_turns.back_to_back(runs, rounds=repeats, span=0.1)
+    def kernels(runs, *, rounds):
+        return bench_turns.back_to_back(runs, rounds=rounds, span=0.1)
 
     monkeypatch.setattr(resnet, "STAGES", (1,))
     monkeypatch.setattr(bench_gpu.steps, "IMAGE", (32, 32, 3))
@@ -151,31 +151,47 @@ def test_the_benchmark_of_the_gpu_writes_every_case(tmp_path, monkeypatch):
     assert step["flax / it"]["flax"]["median"] == 1 and step["GB"]["jaxbn"] > 0
 
 
-def test_the_time_of_kernels_is_of_every_run(monkeypatch):
-    """Of three runs of two kernels, in the order in which they ran."""
-    made = []
+@pytest.mark.parametrize("seen", [6, 5])
+def test_the_time_of_kernels_is_of_every_run(monkeypatch, seen):
+    """Three rounds of two functions, the first of one kernel and the other of two."""
+    started = []
 
     @contextlib.contextmanager
     def trace(folder, *, profiler_options):
+        started.clear()
         yield
         (Path(folder) / "x.xplane.pb").touch()
 
     def profile(path):
         kernel = functools.partial(types.SimpleNamespace, name="k")
-        events = [kernel(start_ns=t, duration_ns=1e6 * (t + 1)) for t in range(6)][::-1]
-        stream = types.SimpleNamespace(name="Stream #7(Compute)", events=events)
+        events = []
+        for turn, name in enumerate(started[:seen]):
+            begin, one = 1e9 * turn, 1e6 * (turn + 1)
+            events.append(kernel(start_ns=begin, duration_ns=one))
+            if name == "two":  # a microsecond later
+                events.append(kernel(start_ns=begin + one + 1e3, duration_ns=one))
+        stream = types.SimpleNamespace(name="Stream #7(Compute)", events=events[::-1])
         other = types.SimpleNamespace(name="XLA Modules", events=events)
         gpu = types.SimpleNamespace(name="/device:GPU:0", lines=[stream, other])
         host = types.SimpleNamespace(name="/host:CPU", lines=[stream])
         return types.SimpleNamespace(planes=[host, gpu])
 
     fake = types.SimpleNamespace(from_file=profile)
+    monkeypatch.setattr(bench_turns, "_APART", 0.001)
     monkeypatch.setattr(bench_turns.jax.profiler, "trace", trace)
     monkeypatch.setattr(bench_turns.jax.profiler, "ProfileData", fake, raising=False)
-    run = bench_turns.Run(lambda: made.append(1))
-    times = bench_turns.of_kernels({"it": run}, repeats=3)
-    assert times == {"it": pytest.approx([3, 7, 11])}
-    assert len(made) == 2 + 3
+    runs = {
+        name: bench_turns.Run(functools.partial(started.append, name))
+        for name in ("one", "two")
+    }
+    if seen == 5:
+        with pytest.raises(RuntimeError, match="must see 6 runs, got 5"):
+            bench_turns.of_kernels(runs, rounds=3)
+        return
+    times = bench_turns.of_kernels(runs, rounds=3)
+    turns = {n: [i for i, s in enumerate(started) if s == n] for n in runs}
+    assert times["one"] == pytest.approx([i + 1 for i in turns["one"]])
+    assert times["two"] == pytest.approx([2 * (i + 1) for i in turns["two"]])
 
 
 SMALL = [
