@@ -29,8 +29,10 @@ _FEW, _MOST = 256, 4096
 _FEW_ON_TPU = 32
 # XLA:GPU sums columns with a thread block for 128 bytes of each block of rows. With
 # about 512 of them an H200 is fastest; with half as many XLA stores what is summed.
-THREAD_BLOCKS = 512
+_THREAD_BLOCKS = 512
 _BYTES_OF_A_THREAD_BLOCK, _LEAST_BYTES, _FEW_ON_GPU = 128, 256, 128
+# An array of so many bytes stays in the cache of a GPU for the next kernel.
+_CACHED = 2**25
 
 
 class Blocks(NamedTuple):
@@ -60,7 +62,7 @@ def moments_of_blocks(
     devices, if the first axis is split over `devices`, or others as the types tell.
     """
     given = [x, *([] if where is None else [where])]
-    wanted = rows_on_gpu(x, axes, devices, THREAD_BLOCKS) if platform == "gpu" else None
+    wanted = rows_on_gpu(x, axes, devices) if platform == "gpu" else None
     enough = _FEW_ON_TPU if platform == "tpu" else _FEW
     arrays, outer, inner = cut(given, axes, devices, wanted, enough)
     x, where = arrays[0], None if where is None else arrays[1]
@@ -153,14 +155,18 @@ def cut(
 
 
 def rows_on_gpu(
-    x: Array, axes: tuple[int, ...], devices: int, thread_blocks: int
+    x: Array, axes: tuple[int, ...], devices: int, more: int = 1
 ) -> int | None:
-    """The rows of a block for so many thread blocks; None if features are not last."""
+    """The rows of a block that keep a GPU busy; None if features are not last.
+
+    With `more`, an `x` that no cache holds gets so many times as many thread blocks.
+    """
     if x.ndim - 1 not in axes or not _is_known(x):
         return None
     each = math.prod(x.shape[i] for i in axes) * x.dtype.itemsize
     number = math.prod(x.shape[i] for i in rows(x, axes)) // devices
     least = max(each, _LEAST_BYTES) / _BYTES_OF_A_THREAD_BLOCK
+    thread_blocks = _THREAD_BLOCKS * (more if each * number > _CACHED else 1)
     return min(max(int(number * least / thread_blocks), _FEW_ON_GPU), _MOST)
 
 

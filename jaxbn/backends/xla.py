@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxbn.backends.blocks import (
-    THREAD_BLOCKS,
     cut,
     first,
     moments_of_blocks,
@@ -54,8 +53,9 @@ def _together(summands, x, axes):
 
 def _of_blocks(summands, x, axes, *, devices):
     """The same on a GPU, in blocks of rows whose sums are added in one kernel."""
-    # What few threads are slow to compute, as with an activation, XLA stores before.
-    wanted = rows_on_gpu(x, axes, devices, 4 * THREAD_BLOCKS)
+    # Before a kernel of few threads XLA stores what takes them long, as an activation.
+    # That is dear where memory is read for it, else so many short sums are.
+    wanted = rows_on_gpu(x, axes, devices, more=4)
     arrays, outer, inner = cut(summands, axes, devices, wanted)
     # Of two axes the first may be time, and the devices share the second.
     if not inner or (devices > 1 and len(rows(x, axes)) == 2):

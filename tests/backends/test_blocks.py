@@ -40,7 +40,7 @@ def test_a_gpu_has_blocks_for_all_its_processors(
     found = {}
 
     def cut(x, where):
-        wanted = blocks.rows_on_gpu(x, axes, devices, blocks.THREAD_BLOCKS)
+        wanted = blocks.rows_on_gpu(x, axes, devices)
         arrays, outer, inner = blocks.cut([x, where], axes, devices, wanted)
         assert arrays[0].ndim == arrays[1].ndim == len(outer) + len(inner) + 1
         found["rows"] = math.prod(arrays[0].shape[i] for i in inner)
@@ -56,8 +56,22 @@ def test_a_gpu_has_blocks_for_all_its_processors(
 
 def test_features_that_are_not_last_are_cut_as_elsewhere():
     x = jax.ShapeDtypeStruct((128, 64, 56, 56), jnp.float32)
-    assert blocks.rows_on_gpu(x, (1,), 1, blocks.THREAD_BLOCKS) is None
-    assert blocks.rows_on_gpu(x, (0, 3), 1, blocks.THREAD_BLOCKS) == 1568
+    assert blocks.rows_on_gpu(x, (1,), 1) is None
+    assert blocks.rows_on_gpu(x, (0, 3), 1) == 1568
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "times"),
+    [
+        ((128, 7, 7, 2048), 1, 1),
+        ((128, 14, 14, 1024), 1, 4),
+        ((128, 14, 14, 1024), 2, 1),  # each device has half of it
+    ],
+)
+def test_what_no_cache_holds_is_summed_by_more_thread_blocks(shape, devices, times):
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    few, many = (blocks.rows_on_gpu(x, (3,), devices, more) for more in (1, 4))
+    assert few == times * many
 
 
 @functools.cache
