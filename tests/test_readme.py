@@ -112,36 +112,31 @@ def test_the_times_on_a_gpu_are_those_of_the_results():
     for *key, shape in found:
         if key != ["bfloat16", both, "none"] or shape[0] == 32:
             continue
-        row = [name := "x".join(map(str, shape))]
+        alone, others = [], []
         for dtype in ("bfloat16", "float32"):
             this = dtype, both, "none", shape
             one, times = found[this]
-            row += [f"{1e3 * times['jaxbn']:.0f}", ratio(*this)]
-            row += [ratio(*this, name="torch")]
-            row += [f"{100 * one['floor / measured']['jaxbn']:.0f} %"]
-            row += [f"{one['predicted / measured']['jaxbn']:.2f}"]
-        assert row in table
-        if len(shape) == 4:
-            row = [ratio("bfloat16", both, a, shape) for a in ("relu", "add+relu")]
-            row += [ratio("bfloat16", "forward", "none", shape)]
-            row += [ratio("bfloat16", both, "none", (32, *shape[1:]))]
-            assert [name, *row, ratio("float32", both, "relu", shape)] in table
+            alone += [f"{1e3 * times['jaxbn']:.0f}", ratio(*this)]
+            alone += [ratio(*this, name="torch")]
+            alone += [f"{100 * one['floor / measured']['jaxbn']:.0f} %"]
+            alone += [f"{one['predicted / measured']['jaxbn']:.2f}"]
+            others += [ratio(dtype, both, a, shape) for a in ("relu", "add+relu")]
+            others += [ratio(dtype, both, "none", (32, *shape[1:]))]
+        others.insert(3, ratio("bfloat16", "forward", "none", shape))
+        name = "x".join(map(str, shape))
+        assert [name, *alone] in table
+        assert len(shape) == 2 or [name, *others] in table
     trained = [times for key, (_, times) in found.items() if key[1] == both]
-    assert len(trained) == 75
-    assert sum(times["flax"] > times["jaxbn"] for times in trained) == 65
-    kernels = {}
-    for one in record["kernels of a layer"]:
-        if one["operation"] == both:
-            key = "x".join(map(str, one["shape"])), one["type"]
-            total = f"{sum(time for _, time in one['microseconds']):.1f}"
-            kernels.setdefault(key, {})[one["normalization"]] = total
-    order = "jaxbn", "jaxbn, 512", "flax"
-    trials = [[*key, *map(times.get, order)] for key, times in kernels.items()]
-    assert sum(trial in table for trial in trials) == 4
-    steps = record["step of ResNet-50, bfloat16, 128 images, kernels"]
-    order = "flax", "jaxbn-apart", "jaxbn"
-    row = [f"{steps[name]['milliseconds']:.2f}" for name in order]
-    assert ["kernels, ms", *row] in rows(BENCHMARKS)
+    assert len(trained) == 95
+    assert sum(times["flax"] > times["jaxbn"] for times in trained) == 91
+    (step,) = record["steps"]
+    for name, time in step["milliseconds"].items():
+        low, middle, high = step["flax / it"][name].values()
+        row = [f"{time['median']:.2f}"]
+        row += [f"{step['milliseconds of kernels'][name]['median']:.2f}"]
+        row += [f"{128e3 / time['median']:.0f}"]
+        row += [f"{middle:.3f} ({low:.3f} to {high:.3f})"]
+        assert any(r[1:5] == row for r in table)
 
 
 @in_checkout
