@@ -194,10 +194,12 @@ def _run(program: Any, large: list[jax.Array]) -> Run:
 
 
 def _steps(group: list[Program]) -> dict[str, Any]:
-    first, runs, read = group[0], {}, {}
-    for program in group:
-        runs[program.norm] = run = _step(program)
-        read[program.norm] = programs.figures(program, run.program)
+    first, *others = group
+    runs = {first.norm: _step(first)}
+    with ThreadPoolExecutor() as pool:  # whose convolutions are tuned by now
+        made = pool.map(_step, others)
+        runs |= {p.norm: run for p, run in zip(others, made, strict=True)}
+    read = {p.norm: programs.figures(p, runs[p.norm].program) for p in group}
     if pytorch.device() == "cuda" and environment.version("torchvision"):
         runs["torch"] = pytorch.step(first.dtype, first.shape[0])
     kernels = of_kernels(runs, rounds=5)
