@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import jaxbn
@@ -75,16 +74,16 @@ def test_what_no_cache_holds_is_summed_by_more_thread_blocks(shape, devices, tim
 
 
 @functools.cache
-def text(platform):
+def text(platform, shape=(64, 14, 14, 8)):
     """A training layer with ReLU and a shortcut, lowered for a platform."""
 
     def loss(scale, bias, x, residual):
         layer = functools.partial(
             jaxbn.batch_norm, activation="relu", residual=residual, implementation="xla"
         )
-        return layer(x, jaxbn.init_state(8), scale, bias)[0].sum()
+        return layer(x, jaxbn.init_state(shape[-1]), scale, bias)[0].sum()
 
-    x, vector = np.ones((64, 14, 14, 8), np.float32), np.ones(8, np.float32)
+    x, vector = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, shape[-1:]))
     traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(vector, vector, x, x)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -100,3 +99,5 @@ def test_both_sums_of_a_backward_pass_are_added_in_one_reduction_on_a_gpu():
     # Of 64 images, each in two blocks of 7 x 14 pixels.
     assert "tensor<2x64x2x1x1x8xf32>" in text("cuda")
     assert "tensor<2x64x2" not in text("cpu")
+    # More than a cache holds: each image is a block, not each four.
+    assert "tensor<2x64x1x1x1024xf32>" in text("cuda", (64, 14, 14, 1024))
