@@ -92,51 +92,84 @@ def test_the_programs_are_those_of_the_results():
     assert [row, *cells] in rows(BENCHMARKS)
 
 
-@in_checkout
-def test_the_times_on_a_gpu_are_those_of_the_results():
+def on_a_gpu():
+    """The results of one GPU, and its layers by what distinguishes them."""
     record = json.loads((BENCH / "gpu.json").read_text())
-    found = {}
-    for one in record["layers"]:
-        key = one["operation"], one["activation"], tuple(one["shape"])
-        found[one["type"], *key] = (
-            one,
-            {name: time["median"] for name, time in one["milliseconds"].items()},
-        )
+    return record, {
+        (one["type"], one["operation"], one["activation"], tuple(one["shape"])): one
+        for one in record["layers"]
+    }
+
+
+BOTH = "forward+backward"
+
+
+@in_checkout
+def test_the_layers_on_a_gpu_are_those_of_the_results():
+    (_, found), table = on_a_gpu(), rows(BENCHMARKS)
+
+    def median(key, name):
+        return found[key]["milliseconds"][name]["median"]
 
     def ratio(*key, name="flax"):
         if key not in found:
             return "-"  # the time on the machine had ended
-        return f"{found[key][1][name] / found[key][1]['jaxbn']:.2f}"
+        return f"{median(key, name) / median(key, 'jaxbn'):.2f}"
 
-    both, table = "forward+backward", rows(BENCHMARKS)
     for *key, shape in found:
-        if key != ["bfloat16", both, "none"] or shape[0] == 32:
+        if key != ["bfloat16", BOTH, "none"] or shape[0] == 32:
             continue
         alone, others = [], []
         for dtype in ("bfloat16", "float32"):
-            this = dtype, both, "none", shape
-            one, times = found[this]
-            alone += [f"{1e3 * times['jaxbn']:.0f}", ratio(*this)]
+            this = dtype, BOTH, "none", shape
+            one = found[this]
+            alone += [f"{1e3 * median(this, 'jaxbn'):.0f}", ratio(*this)]
             alone += [ratio(*this, name="torch")]
             alone += [f"{100 * one['floor / measured']['jaxbn']:.0f} %"]
             alone += [f"{one['predicted / measured']['jaxbn']:.2f}"]
-            others += [ratio(dtype, both, a, shape) for a in ("relu", "add+relu")]
-            others += [ratio(dtype, both, "none", (32, *shape[1:]))]
+            others += [ratio(dtype, BOTH, a, shape) for a in ("relu", "add+relu")]
+            others += [ratio(dtype, BOTH, "none", (32, *shape[1:]))]
         others.insert(3, ratio("bfloat16", "forward", "none", shape))
         name = "x".join(map(str, shape))
         assert [name, *alone] in table
         assert len(shape) == 2 or [name, *others] in table
-    trained = [times for key, (_, times) in found.items() if key[1] == both]
+    trained = [key for key in found if key[1] == BOTH]
     assert len(trained) == 95
-    assert sum(times["flax"] > times["jaxbn"] for times in trained) == 91
-    (step,) = record["steps"]
+    assert sum(median(key, "flax") > median(key, "jaxbn") for key in trained) == 91
+
+
+@in_checkout
+def test_the_steps_on_a_gpu_are_those_of_the_results():
+    (step,) = on_a_gpu()[0]["steps"]
     for name, time in step["milliseconds"].items():
         low, middle, high = step["flax / it"][name].values()
         row = [f"{time['median']:.2f}"]
         row += [f"{step['milliseconds of kernels'][name]['median']:.2f}"]
         row += [f"{128e3 / time['median']:.0f}"]
         row += [f"{middle:.3f} ({low:.3f} to {high:.3f})"]
-        assert any(r[1:5] == row for r in table)
+        moved = [step[key].get(name) for key in ("GB", "temporary, GB")]
+        row += ["-" if n is None else f"{n:.{d}f}" for d, n in enumerate(moved, 1)]
+        assert any(r[1:] == row for r in rows(BENCHMARKS))
+
+
+@in_checkout
+def test_the_kernels_on_a_gpu_are_those_of_the_results():
+    (record, layers), table = on_a_gpu(), rows(BENCHMARKS)
+    shape = 128, 56, 56, 256
+    one = 1e3 * layers["bfloat16", BOTH, "none", shape]["MB"] / record["copy, GB/s"]
+    assert ["a copy", *(f"{n * one:.0f}" for n in (1, 2, 2, 3)), "-"] in table
+    seen = 0
+    for one in record["kernels of a layer"]:
+        key = one["type"], one["operation"], tuple(one["shape"])
+        if key != ("bfloat16", BOTH, shape) or "," in one["normalization"]:
+            continue
+        times = [time for _, time in one["microseconds"]]
+        sums, y, *backward, dx = [time for time in times if time > 50]
+        row = [sums, y, sum(backward), dx]
+        row = [f"{time:.0f}" for time in (*row, sum(times) - sum(row))]
+        assert [one["normalization"], *row] in table
+        seen += 1
+    assert seen == 2
 
 
 @in_checkout

@@ -31,7 +31,7 @@ _FEW_ON_TPU = 32
 # about 512 of them an H200 is fastest; with half as many XLA stores what is summed.
 _THREAD_BLOCKS = 512
 _BYTES_OF_A_THREAD_BLOCK, _LEAST_BYTES, _FEW_ON_GPU = 128, 256, 128
-# An array of so many bytes stays in the cache of a GPU for the next kernel.
+# So many bytes stay in the cache of an A100, H100 or H200 for the next kernel.
 _CACHED = 2**25
 
 
