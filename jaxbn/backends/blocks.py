@@ -17,6 +17,7 @@ from jaxbn.backends.contract import (
     counted,
     divisor,
     is_explicit,
+    number_of,
     rows,
     split_axes,
     statistics_type,
@@ -85,9 +86,9 @@ def moments_of_blocks(
     weighted = counted(distance, where)
     total = weighted.sum(inner, keepdims=True)
     squares = (weighted * distance).sum(inner, keepdims=True)
-    count = math.prod(x.shape[i] for i in inner)
+    count = number_of(x, inner)
     if where is not None:
-        others = math.prod(x.shape[i] for i in inner if where.shape[i] == 1)
+        others = number_of(x, [i for i in inner if where.shape[i] == 1])
         count = where.sum(inner, dtype=wide, keepdims=True) * others
     delta = total / divisor(count)
     m2 = jnp.maximum(squares - total * delta, 0)

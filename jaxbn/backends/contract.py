@@ -13,8 +13,9 @@ A leading batch dimension of `vmap`, or the group dimension of a ghost batch, ar
 as one more feature axis, so an implementation never sees either.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,9 +77,15 @@ class Kernels(NamedTuple):
     saved: Callable[[Array], Array] = lax.optimization_barrier
 
 
-def divisor(count: int | Array) -> int | Array:
+def number_of(x: Array, over: Sequence[int]) -> Any:
+    """The number of values along axes, as a float if known: 2^31 exceed int32."""
+    number = math.prod(x.shape[i] for i in over)
+    return float(number) if isinstance(number, int) else number
+
+
+def divisor(count: float | Array) -> float | Array:
     """`count`, or one where nothing counts. A sum of weights may be below one."""
-    if isinstance(count, int):
+    if isinstance(count, float):
         return max(count, 1)
     return jnp.where(count > 0, count, jnp.ones_like(count))
 

@@ -38,14 +38,14 @@ class Centered(NamedTuple):
     that of the feature axes.
 
     Attributes:
-        count: number of values; a Python int where it is known without looking.
+        count: number of values; a Python float where shapes tell it: 2^31 pass int32.
         center: in the statistics type.
         delta: same.
         m2: sum of squared distances to the mean in units of unit^2, real.
         unit: a constant, 1 unless m2 would overflow; None if it is 1 everywhere.
     """
 
-    count: int | Array
+    count: float | Array
     center: Array
     delta: Array
     m2: Array
@@ -55,7 +55,7 @@ class Centered(NamedTuple):
     def constant(self) -> "Centered":
         """The same without derivatives; a count that is known stays so."""
         count, *others = self
-        count = count if isinstance(count, int) else lax.stop_gradient(count)
+        count = count if isinstance(count, float) else lax.stop_gradient(count)
         return Centered(count, *lax.stop_gradient(others))
 
     @property
@@ -108,7 +108,7 @@ def merged(
             terms = jnp.concatenate([terms * counts[None], counts[None]])
         sums = _decode(total(_encode(terms))) if encoded else total(terms)
         if counts is None:
-            weight = number or 0
+            weight = float(number or 0)
             n = parts.count * weight
         else:
             weight = n = sums[2]
@@ -118,7 +118,7 @@ def merged(
         return _rounded(n, first + origin, m2)
 
 
-def _rounded(n: Array | int, mean: Array, m2: Array) -> Centered:
+def _rounded(n: Array | float, mean: Array, m2: Array) -> Centered:
     """Moments in float32."""
     center = mean.astype(jnp.float32)
     # Where the mean is not finite the center is zero, and delta says so.
@@ -126,7 +126,7 @@ def _rounded(n: Array | int, mean: Array, m2: Array) -> Centered:
     delta = (mean - center.astype(jnp.float64)).astype(jnp.float32)
     unit = jnp.where(jnp.isfinite(m2.astype(jnp.float32)), 1.0, LARGE)
     m2 = (m2 / unit / unit).astype(jnp.float32)
-    n = n if isinstance(n, int) else n.astype(jnp.float32)
+    n = n.astype(jnp.float32) if isinstance(n, Array) else n
     return Centered(n, center, delta, m2, unit.astype(jnp.float32))
 
 

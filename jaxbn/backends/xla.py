@@ -77,7 +77,7 @@ def _moments(x, where, *, axes, devices, platform):
 
     shape = blocks.m2.shape
     number = math.prod(shape[i] for i in over)
-    known = isinstance(blocks.count, int) and isinstance(number, int)
+    known = isinstance(blocks.count, float) and isinstance(number, int)
     # On other devices, another block would be the first.
     local = not (together or is_explicit(x)) and 0 not in shape
     found = merged(

@@ -203,7 +203,7 @@ class _Line(NamedTuple):
 def _line(layer: _Layer, inputs: _Inputs, batch: Centered) -> _Line:
     """The line through the moments; running statistics where nothing was seen."""
     center, delta, inverse = batch.center, batch.delta, batch.inverse(layer.epsilon)
-    if not isinstance(batch.count, int) or batch.count == 0:
+    if not isinstance(batch.count, float) or batch.count == 0:
         seen = jnp.asarray(batch.count) > 0
         center = jnp.where(seen, center, inputs.state.mean)
         delta = jnp.where(seen, delta, 0)

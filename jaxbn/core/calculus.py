@@ -10,7 +10,6 @@ primitives themselves and lax, so derivatives of every order exist.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +19,16 @@ from jax import Array, lax
 from jax.interpreters import ad
 
 from jaxbn.backends import dispatch
-from jaxbn.backends.contract import Gate, counted, divisor, rows, statistics_type
+from jaxbn.backends.contract import (
+    Gate,
+    counted,
+    divisor,
+    number_of,
+    rows,
+    statistics_type,
+)
 from jaxbn.core import placement
+from jaxbn.core.activation import name_of
 from jaxbn.core.primitives import (
     expand,
     gate,
@@ -45,16 +52,16 @@ def _total(terms):
     return sum(terms[1:], terms[0]) if terms else None
 
 
-def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> int | Array:
+def count(x: Array, where: Array | None, axes: tuple[int, ...]) -> float | Array:
     """The number of values of each channel, or the sum of their weights.
 
-    It is a Python int where shapes tell it.
+    It is a Python float where shapes tell it.
     """
     over = rows(x, axes)
     if where is None:
-        return math.prod(x.shape[i] for i in over)
+        return number_of(x, over)
     wide = statistics_type(x)
-    shared = math.prod(x.shape[i] for i in over if where.shape[i] == 1)
+    shared = number_of(x, [i for i in over if where.shape[i] == 1])
     seen = where.astype(wide).sum(over) * jnp.asarray(shared, wide)
     seen = jnp.broadcast_to(seen, tuple(x.shape[a] for a in axes))
     return placement.like(seen, x, axes)
@@ -199,8 +206,13 @@ def _activated_jvp(primals, tangents, activation, params):
 
 def _expand_transpose(
     cotangents, a, multiplier, slope, offset, x, center, where, *line, gate=None,
-    **params,
+    activation=None, **params,
 ):  # fmt: skip
+    if activation is not None:
+        raise NotImplementedError(
+            "`activation` must be None in a function that is transposed, got "
+            f"{name_of(activation)}. A linear function has none."
+        )
     # <ct, multiplier a + slope (x - c) + offset>
     #   = <multiplier ct, a> + <sum(ct (x - c)), slope> + <sum(ct), offset>: `sums`.
     # A gate keeps its part here too: g multiplier ct, or the sums of g ct.
@@ -209,6 +221,8 @@ def _expand_transpose(
         back = ct * line_of(slope, offset, x, center, params)
         back = total_of_weights(back, where.aval)
         return [*[None] * 6, back, None, None]
+    if multiplier is None and any(map(ad.is_undefined_primal, (x, center))):
+        return _transposed_in_x(ct, (a, slope, offset, x, center), where, params)
     wants_a = a is not None and ad.is_undefined_primal(a)
     wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
     gates_a = gate is not None and gate.part == "other"
@@ -228,6 +242,20 @@ def _expand_transpose(
         v if w else None for v, w in zip((moment, total), wants, strict=True)
     )
     return [back, None, d_slope, d_offset, *[None] * 5]
+
+
+def _transposed_in_x(ct, operands, where, params):
+    # <ct, a + slope (x - c) + offset>, linear in all operands but `slope`: only the
+    # user's own `linear_transpose` asks for it, no derivative does.
+    _, slope, *_ = operands
+    seen = counted(ct, where)
+    total, _ = sums(seen, seen, jnp.zeros_like(slope), None, None, both=False, **params)
+    back = (ct, None, total, scale_by(seen, slope, params), -slope * total)
+    a, *others = (
+        part if ad.is_undefined_primal(operand) else None
+        for part, operand in zip(back, operands, strict=True)
+    )
+    return [a, None, *others, *[None] * 3]
 
 
 def _gate_jvp(primals, tangents, *, implementation, **params):

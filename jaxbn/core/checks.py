@@ -84,9 +84,7 @@ def vector(name: str, given: Any, x: Array, axes: tuple[int, ...]) -> Any:
             f"{x.shape}, got {given.shape}. Reshape it, or set `axis` to the feature "
             "axis."
         )
-    wide = statistics_type(x.real)
-    if jnp.iscomplexobj(given):
-        wide = jnp.promote_types(wide, jnp.complex64)
+    wide = statistics_type(x if jnp.iscomplexobj(given) else x.real)
     return placement.like(given.astype(wide), x, axes)
 
 

@@ -138,7 +138,7 @@ def shared_moments(local: Centered, members: sync.Members | None) -> Centered:
     square = here * _squared(far) + (jnp.conj(2 * far + near) * total).real
     square += local.m2 * jnp.square(local.unit * values.shrink)
     sums = (first, square)
-    if not isinstance(values.count, int):
+    if not isinstance(values.count, float):
         sums = (*sums, here + jnp.zeros_like(square))
     return with_sums(values, *sync.totals(sums, members))
 

@@ -149,16 +149,19 @@ def where_counted(seen: Array, how: Average, mean: Array, spread: Array) -> Arra
 
 def weight_of_new(how: Average, count: Array) -> Array | float:
     """The weight of the new value, for a batch that is the `count`-th."""
-    if how.momentum is None:
+    momentum = how.momentum
+    if momentum is None:
         return 1 / count
+    if isinstance(momentum, Array):  # in 16 bits 1 - momentum has two digits
+        momentum = momentum.astype(count.dtype)
     if not how.debias:
-        return 1 - how.momentum
+        return 1 - momentum
     # The logarithm of zero would stop `jax.debug_infs`; of this it is -87.
-    if isinstance(how.momentum, Array):
-        logarithm = jnp.log(jnp.maximum(how.momentum, _TINY))
+    if isinstance(momentum, Array):
+        logarithm = jnp.log(jnp.maximum(momentum, _TINY))
     else:
-        logarithm = math.log(max(how.momentum, _TINY))
-    return (1 - how.momentum) / -jnp.expm1(count * logarithm)
+        logarithm = math.log(max(momentum, _TINY))
+    return (1 - momentum) / -jnp.expm1(count * logarithm)
 
 
 def require_count(state: Any) -> None:

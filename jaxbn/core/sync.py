@@ -88,7 +88,7 @@ def merged(local: Centered, members: Members) -> Centered:
     if jnp.iscomplexobj(local.center):
         return _merged_complex(local, members)
     sizes_ = set(sizes(members))
-    known = isinstance(local.count, int) and len(sizes_) == 1
+    known = isinstance(local.count, float) and len(sizes_) == 1
     number = min(sizes_) if known else None
 
     def total(terms):
@@ -109,7 +109,7 @@ def _merged_complex(local: Centered, members: Members) -> Centered:
     unit = jnp.maximum(*found.unit)
     m2 = (found.m2 * jnp.square(found.unit / unit[None])).sum(0)
     center, delta = (lax.complex(v[0], v[1]) for v in (found.center, found.delta))
-    n = found.count if isinstance(found.count, int) else found.count[0]
+    n = found.count[0] if isinstance(found.count, Array) else found.count
     return Centered(n, center, delta, m2, unit)
 
 

@@ -1,5 +1,7 @@
 """The elementwise stage and inference."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -193,6 +195,68 @@ def test_an_activation_may_have_a_rule_for_reverse_mode_alone():
         ]
 
     chex.assert_trees_all_close(*gradients(x), atol=1e-6)
+
+
+def without_derivative(z):
+    shape = jax.ShapeDtypeStruct(z.shape, z.dtype)
+    return jax.pure_callback(np.tanh, shape, z, vmap_method="expand_dims")
+
+
+def test_an_activation_may_have_no_derivative():
+    x, (mean, var, *_) = draw((9, 3)), vectors((3,))
+    y = normalize(x, mean, var, activation=without_derivative)
+    want = np.tanh(jaxbn.normalize(x, mean, var))
+    np.testing.assert_allclose(y, want, atol=1e-6)
+    with pytest.raises(ValueError, match="JVP"):
+        jax.grad(
+            lambda x: jaxbn.normalize(x, mean, var, activation=without_derivative).sum()
+        )(x)
+
+
+def test_normalize_is_linear_in_each_operand_that_is_transposed():
+    """For a linear function f, f's transpose is the pullback of f."""
+    x, (mean, var, scale, bias) = draw((5, 2, 3)), vectors((3,))
+    residual, ct = draw(x.shape, seed=2), draw(x.shape, seed=3)
+
+    def line(x, mean, scale, bias, residual):
+        return jaxbn.normalize(x, mean, var, scale, bias, residual=residual)
+
+    def linear(number, *others):
+        return line(*[*given[:number], *others, *given[number + len(others) :]])
+
+    given = [x, mean, scale, bias, residual]
+    functions = {
+        **{str(n): (functools.partial(linear, n), given[n : n + 1]) for n in range(5)},
+        "x and mean": (functools.partial(linear, 0), given[:2]),
+        "x and residual": (lambda a, b: line(a, mean, scale, bias, b), [x, residual]),
+        "vmap": (jax.vmap(lambda x: jaxbn.normalize(x, mean, var), 1), [x]),
+        "16 bits": (lambda x: jaxbn.normalize(x, mean, var), [x.astype(jnp.bfloat16)]),
+    }
+
+    @jax.jit
+    def both(ct):
+        found = {}
+        for name, (f, operands) in functions.items():
+            shape = jax.eval_shape(f, *operands)
+            back = ct.reshape(shape.shape).astype(shape.dtype)
+            found[name] = (
+                jax.linear_transpose(f, *operands)(back),
+                jax.vjp(f, *operands)[1](back),
+            )
+        return found
+
+    for name, (got, want) in both(ct).items():
+        chex.assert_trees_all_equal_dtypes(got, want)
+        chex.assert_trees_all_close(
+            got, want, rtol=1e-5, atol=1e-5, custom_message=name
+        )
+
+
+def test_a_function_with_an_activation_is_not_transposed():
+    mean, var, *_ = vectors((3,))
+    layer = functools.partial(jaxbn.normalize, mean=mean, var=var, activation="relu")
+    with pytest.raises(NotImplementedError, match="`activation` must be None"):
+        jax.linear_transpose(layer, draw((5, 3)))(draw((5, 3)))
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])

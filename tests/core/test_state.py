@@ -130,6 +130,19 @@ def test_a_traced_momentum_is_the_same_as_a_number():
         chex.assert_trees_all_close(traced(momentum), want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_momentum_in_16_bits_is_the_number_that_it_holds(dtype):
+    batch, first = moments(batches(1)[0]), jaxbn.init_state(3)
+    for number in (0.9, 0.99):
+        momentum = jnp.asarray(number, dtype)
+        for debias in (False, True):
+            found, want = (
+                jaxbn.update(first, batch, momentum=m, debias=debias)
+                for m in (momentum, float(momentum))
+            )
+            chex.assert_trees_all_close(found, want, rtol=1e-6)
+
+
 def test_a_momentum_schedule_compiles_once():
     @jax.jit
     @chex.assert_max_traces(n=1)
