@@ -32,6 +32,8 @@ _FEW_ON_TPU = 32
 # about 512 of them an H200 is fastest; with half as many XLA stores what is summed.
 _THREAD_BLOCKS = 512
 _BYTES_OF_A_THREAD_BLOCK, _LEAST_BYTES, _FEW_ON_GPU = 128, 256, 128
+# So many rows the threads of a block add at a time.
+_STEP = 32
 # So many bytes stay in the cache of an A100, H100 or H200 for the next kernel.
 _CACHED = 2**25
 
@@ -153,6 +155,36 @@ def cut(
     outer = (*outer, axis) if too_many else (axis,)
     inner = (axis + 1, *(i + 1 for i in others))
     return Blocks(_split(arrays, axis, each), outer, inner)
+
+
+def joined(
+    arrays: list[Array], axes: tuple[int, ...], wanted: int | None, most: int | None
+) -> Blocks | None:
+    """Cuts the rows of one device as if they were a single axis, if that is possible.
+
+    The loops of XLA:GPU then need fewer registers than over the pixels of images, where
+    some kernels keep them in memory, and no row is left over.
+
+    Args:
+        arrays: of one shape.
+        axes: the feature axes.
+        wanted: about so many rows of a block.
+        most: at most so many rows of a block.
+    """
+    x = arrays[0]
+    every = rows(x, axes)
+    apart = bool(every) and every[-1] - every[0] >= len(every)
+    if wanted is None or most is None or not every or apart or is_explicit(x):
+        return None
+    start, end = every[0], every[-1] + 1
+    n = math.prod(x.shape[start:end])
+    near = range(_STEP, min(n, most, 3 * wanted // 2) + 1, _STEP)
+    fitting = [d for d in near if n % d == 0 and 3 * d >= 2 * wanted]
+    if not fitting:
+        return None
+    each = min(fitting, key=lambda d: max(d / wanted, wanted / d))
+    shape = (*x.shape[:start], n // each, each, *x.shape[end:])
+    return Blocks([a.reshape(shape) for a in arrays], (start,), (start + 1,))
 
 
 def rows_on_gpu(

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxbn.backends.blocks import (
     cut,
     first,
+    joined,
     moments_of_blocks,
     rows_on_gpu,
 )
@@ -55,8 +56,9 @@ def _of_blocks(summands, x, axes, *, devices):
     """The same on a GPU, in blocks of rows whose sums are added in one kernel."""
     # Before a kernel of few threads XLA stores what takes them long, as an activation.
     # That is dear where memory is read for it, else so many short sums are.
-    wanted = rows_on_gpu(x, axes, devices, more=4)
-    arrays, outer, inner = cut(summands, axes, devices, wanted)
+    most, wanted = (rows_on_gpu(x, axes, devices, more) for more in (1, 4))
+    blocks = joined(summands, axes, wanted, most) if devices == 1 else None
+    arrays, outer, inner = blocks or cut(summands, axes, devices, wanted)
     # Of two axes the first may be time, and the devices share the second.
     if not inner or (devices > 1 and len(rows(x, axes)) == 2):
         return _apart(summands, x, axes)

@@ -53,6 +53,38 @@ def test_a_gpu_has_blocks_for_all_its_processors(
     assert (found["rows"], found["blocks"]) == (of_block, number)
 
 
+# Shape, axes; the blocks of the backward sums, or None if they are cut as above.
+JOINED = [
+    ((128, 112, 112, 64), (3,), (1024, 1568, 64)),
+    ((128, 56, 56, 64), (3,), (896, 448, 64)),
+    ((128, 14, 14, 1024), (3,), (112, 224, 1024)),
+    ((65536, 1024), (1,), (128, 512, 1024)),
+    ((3, 128, 14, 14, 1024), (0, 4), (3, 49, 512, 1024)),
+    ((128, 3, 14, 14, 1024), (1, 4), None),  # rows that are not neighbours
+    ((128, 7, 7, 2048), (3,), None),  # of 448 rows: too few
+    ((32, 7, 7, 512), (3,), None),  # 49 times 32 rows: none of about 128
+    ((1009, 64), (1,), None),
+    ((128, 64, 56, 56), (1,), None),  # features are not last
+    ((0, 7, 7, 8), (3,), None),
+    ((64,), (0,), None),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes", "want"), JOINED)
+def test_the_rows_of_one_gpu_are_joined_if_their_number_allows(shape, axes, want):
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    found = []
+
+    def joined(x):
+        most, wanted = (blocks.rows_on_gpu(x, axes, 1, more) for more in (1, 4))
+        found.append(blocks.joined([x], axes, wanted, most))
+
+    jax.eval_shape(joined, x)
+    (cut,) = found
+    assert (cut and cut.arrays[0].shape) == want
+    assert cut is None or len(cut.outer) == len(cut.inner) == 1
+
+
 def test_features_that_are_not_last_are_cut_as_elsewhere():
     x = jax.ShapeDtypeStruct((128, 64, 56, 56), jnp.float32)
     assert blocks.rows_on_gpu(x, (1,), 1) is None
@@ -96,8 +128,8 @@ def test_each_platform_has_the_barriers_that_help_there():
 
 
 def test_both_sums_of_a_backward_pass_are_added_in_one_reduction_on_a_gpu():
-    # Of 64 images, each in two blocks of 7 x 14 pixels.
-    assert "tensor<2x64x2x1x1x8xf32>" in text("cuda")
-    assert "tensor<2x64x2" not in text("cpu")
-    # More than a cache holds: each image is a block, not each four.
-    assert "tensor<2x64x1x1x1024xf32>" in text("cuda", (64, 14, 14, 1024))
+    # Of 98 blocks of 128 pixels.
+    assert "tensor<2x98x1x8xf32>" in text("cuda")
+    assert "tensor<2x98x" not in text("cpu")
+    # More than a cache holds: 224 pixels are a block, not four times as many.
+    assert "tensor<2x56x1x1024xf32>" in text("cuda", (64, 14, 14, 1024))
