@@ -29,7 +29,8 @@ class Layer(hooks.Hooks, nn.Module):
         axis_name: mesh or vmap axes to share statistics over; not used in `init`.
         axis_index_groups: the same as `axis_groups`; ignored without `axis_name`.
         use_fast_variance: accepted and without effect, the variance is always exact.
-        force_float32_reductions: if False, running statistics are stored in
+        force_float32_reductions: if True, running statistics are stored in at least
+            float32, also where `variables` were cast to 16 bits; if False, in
             `param_dtype`. They are computed in at least float32 all the same.
         axis_groups: positions along `axis_name` that share statistics; not for groups
             of examples.
@@ -120,16 +121,23 @@ class Layer(hooks.Hooks, nn.Module):
         start = self._start(features)
         shape = features if self.shared_affine else start.mean.shape
         self._has_own(scale, bias)
+        read_as = None if self.force_float32_reductions else self.param_dtype
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+            scale = jnp.asarray(scale, read_as)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+            bias = jnp.asarray(bias, read_as)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             x = x.real
         stored = self._variables(start, x, inference=inference)
         wide = x.astype(jnp.promote_types(x.dtype, dtype))
-        state = self._as_state({k: v.value for k, v in stored.items()}, wide)
+        kind = x.dtype if self.dtype is None else self.dtype
+        if self.force_float32_reductions or not jnp.issubdtype(kind, jnp.inexact):
+            kind = jnp.promote_types(kind, jnp.float32)
+        old = {k: _as_stored(k, v.value, kind) for k, v in stored.items()}
+        state = self._as_state(old, wide)
         y, new = self._run(
             wide,
             state,
@@ -143,9 +151,8 @@ class Layer(hooks.Hooks, nn.Module):
             **which,
         )
         if new is not None:
-            kind = x.dtype if self.dtype is None else self.dtype
             for field, variable in stored.items():
-                variable.value = _stored(getattr(new, field), variable.value, kind)
+                variable.value = getattr(new, field).astype(old[field].dtype)
         return y.astype(dtype)
 
     def _variables(
@@ -184,7 +191,8 @@ class Layer(hooks.Hooks, nn.Module):
         }
 
 
-def _stored(new: Array, old: Array, kind: Dtype) -> Array:
-    """`new` in the type that Flax gives the variable after a batch of type `kind`."""
-    kind = jnp.promote_types(old.dtype, kind)
-    return new.astype(kind if jnp.iscomplexobj(new) else jnp.finfo(kind).dtype)
+def _as_stored(field: str, old: Array, kind: Dtype) -> Array:
+    """`old` in the type that Flax stores after a batch with moments of type `kind`."""
+    # In 16 bits a count would stop at 256.
+    kind = jnp.promote_types(old.dtype, jnp.float32 if field == "count" else kind)
+    return old.astype(kind if field == "mean" else jnp.finfo(kind).dtype)

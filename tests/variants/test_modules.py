@@ -362,6 +362,22 @@ def test_every_module_takes_types_as_flax_does(name, library):
     assert y.dtype == jnp.float32  # that of the parameters
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_statistics_of_linen_that_were_cast_are_float32_after_a_batch(name):
+    arguments, which, *_ = CASES[name]
+    layer = getattr(jaxbn.linen, name)(**arguments, debias=True)
+
+    def step(x):
+        start = layer.init(jax.random.key(0), x, True, **which)
+        cast = jax.tree.map(lambda a: a.astype(jnp.bfloat16), start)
+        return layer.apply(cast, x, False, mutable="batch_stats", **which)[1]
+
+    stats = jax.eval_shape(step, X.astype(jnp.bfloat16))["batch_stats"]
+    assert len(stats) >= 3
+    moving = {k: v.dtype for k, v in stats.items() if k != "alpha"}
+    assert set(moving.values()) == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize("library", [jaxbn.linen, jaxbn.nnx])
 @pytest.mark.parametrize(
     ("name", "options", "which", "message"),
