@@ -155,6 +155,7 @@ class Layer(hooks.Hooks, nn.Module):
                 variable.value = getattr(new, field).astype(old[field].dtype)
         return y.astype(dtype)
 
+    @nn.nowrap
     def _variables(
         self, start: Any, x: Array, *, inference: bool
     ) -> dict[str, nn.Variable]:

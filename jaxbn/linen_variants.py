@@ -119,6 +119,7 @@ class EvalBlendBatchNorm(hooks.EvalBlend, Layer):
 
     alpha: float = 0.0
 
+    @nn.nowrap
     def _alpha(self):
         start = self.variable("batch_stats", "alpha", self._first_alpha, self.alpha)
         return start.value

@@ -362,6 +362,28 @@ def test_every_module_takes_types_as_flax_does(name, library):
     assert y.dtype == jnp.float32  # that of the parameters
 
 
+@pytest.mark.parametrize("name", ["BatchNorm", *CASES])
+def test_interceptors_of_linen_see_one_call_of_a_layer(name):
+    arguments, which, *_ = CASES.get(name, ({}, {}))
+    layer, seen = getattr(jaxbn.linen, name)(**arguments), []
+
+    def note(run, args, kwargs, call):
+        seen.append(call.method_name)
+        return run(*args, **kwargs)
+
+    def apply(x):
+        variables = layer.init(jax.random.key(0), x, True, **which)
+        kept = {"capture_intermediates": lambda *_: True, "mutable": True}
+        for inference in (True, False):
+            _, new = layer.apply(variables, x, inference, **kept, **which)
+        return new["intermediates"]
+
+    with nn.intercept_methods(note):
+        kept = jax.eval_shape(apply, X)
+    assert seen == ["__call__"] * 3
+    assert list(kept) == ["__call__"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_statistics_of_linen_that_were_cast_are_float32_after_a_batch(name):
     arguments, which, *_ = CASES[name]
