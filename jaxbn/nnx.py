@@ -53,3 +53,5 @@ class BatchNorm(hooks.Ordinary, Layer):
     Its arguments are those of every layer here, see `jaxbn.nnx_base.Layer`: first those
     of Flax, then ours.
     """
+
+    __call__ = Layer.__call__

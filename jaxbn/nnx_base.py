@@ -127,6 +127,7 @@ class Layer(nnx_modes.Modes, hooks.Hooks, nnx.Module):
         self.scale = parameter(scale_init, scale_metadata) if use_scale else none
         self.bias = parameter(bias_init, bias_metadata) if use_bias else none
 
+    # Each kind names it as its own, since `nnx.capture` looks in the class itself.
     def __call__(
         self,
         x: Array,

@@ -42,6 +42,8 @@ class GhostBatchNorm(hooks.Ghost, Layer):
         self.ghost_batch_size, self.update = ghost_batch_size, update
         super().__init__(num_features, **options)
 
+    __call__ = Layer.__call__
+
 
 class BatchRenorm(hooks.Renorm, Layer):
     """Batch renormalization; see `jaxbn.variants.batch_renorm`.
@@ -70,6 +72,8 @@ class BatchRenorm(hooks.Renorm, Layer):
         self.r_max, self.d_max = r_max, d_max
         super().__init__(num_features, **options)
 
+    __call__ = Layer.__call__
+
 
 class TimestepBatchNorm(hooks.Timestep, Layer):
     """Statistics per time step; see `jaxbn.variants.timestep_batch_norm`.
@@ -93,6 +97,8 @@ class TimestepBatchNorm(hooks.Timestep, Layer):
         self.max_steps = max_steps
         small = nnx.initializers.constant(timestep.SCALE)
         super().__init__(num_features, **{"scale_init": small, **options})
+
+    __call__ = Layer.__call__
 
 
 class DomainBatchNorm(hooks.Domain, Layer):
@@ -125,6 +131,8 @@ class DomainBatchNorm(hooks.Domain, Layer):
         self.num_domains, self.shared_affine = num_domains, shared_affine
         super().__init__(num_features, **options)
 
+    __call__ = Layer.__call__
+
 
 class EvalBlendBatchNorm(hooks.EvalBlend, Layer):
     """Evaluation that blends in each example; see `jaxbn.variants.eval_blend`.
@@ -146,6 +154,8 @@ class EvalBlendBatchNorm(hooks.EvalBlend, Layer):
         self._check({"alpha": alpha})
         self.alpha = nnx.BatchStat(self._first_alpha(alpha))
         super().__init__(num_features, **options)
+
+    __call__ = Layer.__call__
 
     def _alpha(self):
         return self.alpha[...]

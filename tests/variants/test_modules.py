@@ -384,6 +384,20 @@ def test_interceptors_of_linen_see_one_call_of_a_layer(name):
     assert list(kept) == ["__call__"]
 
 
+@pytest.mark.parametrize("name", ["BatchNorm", *CASES])
+def test_nnx_capture_sees_the_output_of_a_layer(name):
+    arguments, which, *_ = CASES.get(name, ({}, {}))
+
+    def run(x):
+        layer = getattr(jaxbn.nnx, name)(C, **arguments, rngs=nnx.Rngs(0))
+        kept = {"method_outputs": nnx.Intermediate}
+        y, found = nnx.capture(layer, nnx.Intermediate, **kept)(x, **which)
+        return y, nnx.to_pure_dict(found)
+
+    y, found = jax.eval_shape(run, X)
+    assert found == {"__call__": (y,)}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_statistics_of_linen_that_were_cast_are_float32_after_a_batch(name):
     arguments, which, *_ = CASES[name]
