@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ _replaced: ContextVar[tuple] = ContextVar("replaced", default=())
 """The scopes of the layers that another one runs in the place of."""
 _count = itertools.count()
 _PLACES = ("flax.linen", "jaxbn.linen")
+_PLAIN = {nn.BatchNorm.__call__, Layer.__call__}
+"""The calls without code of a subclass or a transformation around them."""
 
 
 class _Context(NamedTuple):
@@ -76,6 +79,9 @@ def converting(
     pass the same function as `only` each time, and numbers instead of arrays. What was
     compiled by hand, with `lower` and `compile`, is what it was.
 
+    Interceptors around this context (`nn.intercept_methods`) hear each call once, with
+    the module of the model; those inside hear the layer in its place.
+
     Args:
         only: the paths of the layers that are meant, as in
             `variables["batch_stats"]` and separated by "/": a regular expression for
@@ -107,7 +113,8 @@ def converting(
     token = _open.set((context, *_open.get()))
     try:
         key = str([each.number for each in _open.get()])
-        with set_xla_metadata(jaxbn_converting=key), nn.intercept_methods(_replace):
+        replace = functools.partial(_replace, context)
+        with set_xla_metadata(jaxbn_converting=key), nn.intercept_methods(replace):
             yield
     finally:
         _open.reset(token)
@@ -157,19 +164,31 @@ def reset_statistics(
     return {**variables, "batch_stats": statistics}
 
 
-def _replace(next_call, args, kwargs, call):
-    """Runs another layer in the place of the one that is called."""
-    module, scope = call.module, call.module.scope
-    inside = any(other is scope for other in _replaced.get())
-    if call.method_name != "__call__" or scope is None or inside:
-        return next_call(*args, **kwargs)
+def standing_in(module: Any) -> Any:
+    """The layer that runs in the place of a module that is called here, or itself."""
+    scope = module.scope
+    if any(other is scope for other in _replaced.get()):
+        return module
     path = "/".join(scope.path)
     meaning = [context for context in _open.get() if context.means(module, path)]
-    if not meaning:
+    return _in_place_of(module, meaning[0]) if meaning else module
+
+
+def _replace(context, next_call, args, kwargs, call):
+    """Runs another layer in the place of the one that is called."""
+    module, scope = call.module, call.module.scope
+    # The innermost context acts for all: interceptors around it have been heard.
+    if call.method_name != "__call__" or scope is None or context is not _open.get()[0]:
+        return next_call(*args, **kwargs)
+    layer = standing_in(module)
+    if layer is module:
         return next_call(*args, **kwargs)
     token = _replaced.set((*_replaced.get(), scope))
     try:
-        return _call(_in_place_of(module, meaning[0]), args, kwargs)
+        plain = {type(module).__call__, type(layer).__call__} <= _PLAIN
+        if plain and next_call is call.orig_method:
+            return _run_inside(module, layer, args, kwargs)
+        return _call(layer, args, kwargs)
     finally:
         _replaced.reset(token)
 
@@ -181,6 +200,16 @@ def _in_place_of(module: Any, context: _Context) -> Layer:
     names = [f.name for f in dataclasses.fields(kind) if f.init and f.name != "parent"]
     own = {name: getattr(module, name) for name in names if hasattr(module, name)}
     return kind(**{**own, **context.options}, parent=module.scope)
+
+
+def _run_inside(module: Any, layer: Layer, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Runs the code of the layer as that of the module, without one more call.
+
+    All interceptors have heard the call of the module.
+    """
+    for name in ("param", "variable"):  # which Flax allows in a call of the owner
+        object.__setattr__(layer, name, getattr(module, name))
+    return inspect.unwrap(Layer.__call__)(layer, *args, **kwargs)
 
 
 def _call(layer: Layer, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -200,6 +200,29 @@ def test_each_call_is_recorded_once():
     np.testing.assert_array_equal(counts, np.full((3, FEATURES), len(X)))
 
 
+def test_interceptors_around_the_context_hear_the_module_once_and_those_inside_ours():
+    ours, heard = jaxbn.linen.EvalBlendBatchNorm, []
+    model = nn.Sequential([nn.BatchNorm(False), jaxbn.linen.BatchNorm(False)])
+
+    def note(run, args, kwargs, call):
+        heard.append(type(call.module))
+        return run(*args, **kwargs)
+
+    def within(x):
+        with converting(momentum=0.5), nn.intercept_methods(note), converting(to=ours):
+            return model.init(KEY, x)
+
+    with nn.intercept_methods(note):
+        got = jax.eval_shape(within, X)["batch_stats"]
+    kinds = [nn.Sequential, nn.BatchNorm, jaxbn.linen.BatchNorm]
+    assert heard == [kind for kind in kinds for _ in range(2)]
+    assert all("alpha" in got[name] for name in ("layers_0", "layers_1"))
+    heard.clear()
+    with converting(to=ours), nn.intercept_methods(note):
+        jax.eval_shape(model.init, KEY, X)
+    assert heard == [nn.Sequential, ours, ours]
+
+
 def test_the_same_arguments_do_not_compile_again():
     traces = []
 

@@ -11,6 +11,8 @@ from jaxbn.deploy.linen_model import intercept, kind_of, read
 
 def calls_of(module, variables, example, call) -> list[Call]:
     """The calls in order, without computing anything."""
+    from jaxbn.linen_models import standing_in
+
     calls: list[Call] = []
     running: dict[tuple[str, ...], Any] = {}
 
@@ -22,7 +24,7 @@ def calls_of(module, variables, example, call) -> list[Call]:
         # A layer that is running calls that of the class it extends, or another one
         # that stands in its place, whose settings are those that hold.
         inside = path in running
-        running[path] = module
+        running[path] = standing_in(module)
         y = next_call(*args, **kwargs)
         if inside:
             return y
