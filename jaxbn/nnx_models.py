@@ -155,7 +155,8 @@ def _chosen(model: nnx.Module, only: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(module, nnx.BatchNorm | Layer)
     ]
     meant = [pair for pair in pairs if is_meant(pair[0])]
-    models.require_some(only, meant, [path for path, _ in pairs], "model")
+    hint = "Layers in `nnx.bridge.ToNNX` are of linen: see `jaxbn.linen.converting`."
+    models.require_some(only, meant, [path for path, _ in pairs], "model", hint)
     yield from meant
 
 

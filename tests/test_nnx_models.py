@@ -171,7 +171,7 @@ def several(**layers):
         (layer(), {"epsilon": -1.0}, ValueError, "`epsilon` must be positive"),
         (layer(), {"only": 3}, TypeError, "`only` must be a regular expression, got 3"),
         (layer(), {"only": "bn"}, ValueError, "got 'bn'. Here there are ''"),
-        (nnx.Dict(), {}, ValueError, "`model` must contain batch normalization"),
+        (nnx.Dict(), {}, ValueError, "`model` must contain batch .* `jaxbn.linen.conv"),
         (print, {}, TypeError, "`model` must be an nnx.Module"),
         (
             several(worse=Extended(3, rngs=nnx.Rngs(0))),

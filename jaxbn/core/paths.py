@@ -31,7 +31,9 @@ def chosen(only: Any) -> Callable[[str], Any]:
     return pattern("only", only, hint=hint)
 
 
-def require_some(only: Any, found: Any, known: list[str], name: str) -> None:
+def require_some(
+    only: Any, found: Any, known: list[str], name: str, hint: str = ""
+) -> None:
     """Refuses a model without layers, and an `only` that means none of them.
 
     Args:
@@ -39,11 +41,12 @@ def require_some(only: Any, found: Any, known: list[str], name: str) -> None:
         found: the layers that are meant.
         known: the paths of all layers.
         name: of the argument that is the model.
+        hint: what else to do without layers, a sentence.
     """
     if not known:
         raise ValueError(
             f"`{name}` must contain batch normalization, got none. Pass the whole "
-            "model, or the part that has it."
+            f"model, or the part that has it. {hint}".rstrip()
         )
     if not found:
         raise ValueError(
