@@ -153,7 +153,7 @@ def _arrays(module: Any) -> dict[str, Any]:
 
 def _variables(module: Any) -> dict[str, Any]:
     """Returns the variables of a layer, also a dense one, by their names."""
-    names = ("mean", "var", "count", "kernel", "scale", "bias")
+    names = ("mean", "var", "count", "kernel", "scale", "bias", "negative_slope")
     found = {name: getattr(module, name, None) for name in names}
     return {k: v for k, v in found.items() if hasattr(v, "get_value")}
 

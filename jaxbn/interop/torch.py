@@ -39,8 +39,10 @@ def from_torch(
             dictionary or a frozen module.
         epsilon: the same.
         into: the variables of a linen model, or an nnx model, to be filled with batch
-            normalization, dense layers, convolutions and other scales, in Flax's
-            layout. Momentum stays that of the model; an nnx model must have PyTorch's
+            normalization, dense layers, convolutions, slopes of PReLU and other scales,
+            in Flax's layout. Batch normalization without running statistics needs the
+            module as `source`; there they become those before the first batch.
+            Momentum stays that of the model; an nnx model must have PyTorch's
             epsilon, which linen variables do not tell. Nor do they tell transposed
             convolutions, which must have `transpose_kernel=True` there, nor does a
             dictionary tell an embedding from a dense layer. A dense layer behind a

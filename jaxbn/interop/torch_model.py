@@ -74,9 +74,10 @@ def fill(
     """
     sources = _sources(values)
     ready: dict[str, _Source] = {}
+    slopes = any("negative_slope" in arrays for arrays in target.layers.values())
     for prefix, arrays in sources.items():
         module = modules.get(prefix)
-        if source := _converted(prefix, arrays, layer_at, module, epsilon):
+        if source := _converted(prefix, arrays, layer_at, module, epsilon, slopes):
             ready[prefix] = source
     given = {prefix: source.arrays for prefix, source in ready.items()}
     if rules is None:
@@ -129,9 +130,17 @@ def _source_names(values: Mapping[str, Any]) -> Names | None:
 
 
 def _converted(
-    prefix: str, given: Arrays, layer_at: Callable, module: Any, epsilon: float
+    prefix: str,
+    given: Arrays,
+    layer_at: Callable,
+    module: Any,
+    epsilon: float,
+    slopes: Any,
 ) -> _Source | None:
-    """The layer in the names and layouts of Flax; None of layers of other kinds."""
+    """The layer in the names and layouts of Flax; None of layers of other kinds.
+
+    Without a module a single number is a slope of PReLU if `slopes`, or else a scale.
+    """
     if "running_mean" in given:
         layer = layer_at(f"{prefix}." if prefix else "")
         state = layer.state._asdict()
@@ -147,6 +156,12 @@ def _converted(
         arguments.finite(label, found[name])
     weight = found.pop("weight")
     if weight.ndim < 2:
+        single = slopes and weight.shape == (1,) and not found
+        if single if module is None else _is(module, "PReLU"):
+            return _Source({"negative_slope": weight.squeeze()})
+        if module is not None and _is(module, "BatchNorm"):
+            # It tracks no statistics, so there they are those before the first batch.
+            found |= {"mean": np.zeros_like(weight), "var": np.ones_like(weight)}
         known_epsilon = epsilon if module is None else getattr(module, "eps", None)
         return _Source({"scale": weight, **found}, known_epsilon)
     # The weight of an Embedding looks like that of a Linear.
@@ -177,9 +192,11 @@ def _check(prefix: str, source: _Source, path: str, target: Target) -> None:
         want, got = np.shape(there[name]), arrays.get(name)
         if got is None or np.shape(got) != want:
             found = "nothing" if got is None else np.shape(got)
+            tracks = got is not None or name not in ("mean", "var")
+            hint = "" if tracks else ", or pass the module of a layer without any"
             raise ValueError(
                 f"`source` must have a {name} of shape {want} for {path!r}, got "
-                f"{found} from {prefix!r}. Change the model, or `rules`."
+                f"{found} from {prefix!r}. Change the model, or `rules`{hint}."
             )
     if missing := [k for k in arrays.keys() - there.keys() if k != "count"]:
         raise ValueError(

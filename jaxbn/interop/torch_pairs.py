@@ -26,7 +26,7 @@ def _kind(arrays: Arrays) -> tuple:
     """The kind of a layer and its shape; layers match only within one."""
     if "mean" in arrays:
         return "norm", np.shape(arrays["mean"])
-    for name in ("kernel", "scale"):
+    for name in ("kernel", "scale", "negative_slope"):
         if name in arrays:
             return name, np.shape(arrays[name])
     return ("other",)
@@ -47,13 +47,14 @@ def by_order(
         trees: names in the order held, of each tree that the Flax model is made of.
     """
     sources, places = _by_kind(given), _by_kind(taking)
-    for kind in sources.keys() | (places.keys() - {("other",)}):
+    free = {("other",), ("negative_slope", ())}  # may keep their values
+    for kind in sources.keys() | (places.keys() - free):
         theirs, ours = sources.get(kind, []), places.get(kind, [])
         if len(theirs) != len(ours):
             raise ValueError(
                 f"`source` must have as many layers as `into` of each kind and shape, "
                 f"got {theirs!r} for {ours!r} of {kind!r}. Give `rules`, from names in "
-                "PyTorch to paths."
+                "PyTorch to paths; what they leave out stays."
             )
     pairs: dict[str, str] = {}
     for kind, theirs in sources.items():

@@ -1,5 +1,7 @@
 """Whole PyTorch models in Flax: what is matched, refused, and the same outputs."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -121,6 +123,47 @@ def test_what_nothing_in_pytorch_fills_is_named():
     found = jaxbn.interop.from_torch(torch.nn.Linear(2, 2), into=Net())
     assert found.matched == {"": "dense"}
     assert sorted(found.untouched) == ["embed", "factors", "slope"]
+
+
+def test_slopes_of_prelu():
+    class Sloped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.PReLU()(nn.Dense(2)(nn.PReLU()(nn.Dense(3)(x))))
+
+    made = [torch.nn.Linear(5, 3), torch.nn.PReLU(init=0.3)]
+    made += [torch.nn.Linear(3, 2), torch.nn.PReLU(init=0.1)]
+    source, rows = torch.nn.Sequential(*made), IMAGES.reshape(-1, 6)[:, :5]
+    rngs = nnx.Rngs(0)
+    layers = [nnx.Linear(5, 3, rngs=rngs), nnx.PReLU()]
+    layers += [nnx.Linear(3, 2, rngs=rngs), nnx.PReLU()]
+    for given in (source, source.state_dict()):
+        into = Sloped().init(jax.random.key(0), rows)
+        found = jaxbn.interop.from_torch(given, into=into)
+        assert found.unused == found.untouched == []
+        run = functools.partial(Sloped().apply, found.model)
+        assert jaxbn.interop.check_torch_model(source, run, [rows]) < 1e-5
+        net = nnx.Sequential(*map(nnx.clone, layers))
+        jaxbn.interop.from_torch(given, into=net)
+        assert jaxbn.interop.check_torch_model(source, net, [rows]) < 1e-5
+    with pytest.raises(
+        ValueError, match=r"\['1'\] for \[\] of \('negative_slope', \(5,"
+    ):
+        source = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.PReLU(5))
+        jaxbn.interop.from_torch(source, into=nnx.Sequential(*layers[:2]))
+
+
+def test_a_layer_without_running_statistics_gives_its_scale_and_bias():
+    source = torch.nn.BatchNorm2d(3, track_running_stats=False)
+    with torch.no_grad():
+        source.weight.normal_()
+    net = jaxbn.nnx.BatchNorm(3, axis=1, update_statistics=False, rngs=nnx.Rngs(0))
+    for rules in (None, {"": ""}):
+        net.scale[...] *= 0
+        jaxbn.interop.from_torch(source, into=net, rules=rules)
+        assert jaxbn.interop.check_torch_model(source, net, [IMAGES]) < 1e-5
+    with pytest.raises(ValueError, match="pass the module of a layer without any"):
+        jaxbn.interop.from_torch(source.state_dict(), into=net, rules={"": ""})
 
 
 def test_transposed_convolutions_are_turned_as_they_are_in_nnx():
