@@ -173,6 +173,36 @@ def test_the_kernels_on_a_gpu_are_those_of_the_results():
 
 
 @in_checkout
+def test_the_registers_on_a_gpu_are_those_of_the_results():
+    record, _ = on_a_gpu()
+    found, text = record["registers of backward sums"], " ".join(BENCHMARKS.split())
+    times = ("before", "now")
+
+    def number(where):
+        return [str(sum(where(one[time]) for one in found)) for time in times]
+
+    many = number(lambda kernel: kernel["registers"] > 32)
+    stored = number(lambda kernel: kernel["bytes in memory"] > 0)
+    (one,) = [
+        [str(one[time]["registers"]) for time in times]
+        for one in found
+        if one["shape"] == [128, 112, 112, 64]
+        and (one["type"], one["activation"]) == ("bfloat16", "add+relu")
+    ]
+    assert [row[1:] for row in rows(BENCHMARKS) if "registers" in row[0]] == [many, one]
+    assert ["with some of them in memory", *stored] in rows(BENCHMARKS)
+    assert f"this changes {len(found)}," in text
+    (trial,) = [
+        one["milliseconds"]
+        for one in record["layers by thread blocks"]
+        if one["shape"] == [128, 56, 56, 256]
+        and (one["type"], one["activation"]) == ("float32", "add+relu")
+    ]
+    took = [f"{1e3 * trial[key]:.0f} µs" for key in ("(512, 2048)", "(512, 512)")]
+    assert f"took {took[0]}, and {took[1]} in a trial" in text
+
+
+@in_checkout
 def test_the_times_are_those_of_the_results():
     layers = [
         row[:9]

@@ -28,18 +28,19 @@ from jaxbn.backends.contract import (
     statistics_type,
 )
 from jaxbn.core import placement
-from jaxbn.core.activation import name_of
 from jaxbn.core.primitives import (
     expand,
     gate,
     is_zero,
     line_of,
     moments,
+    require_linear,
     saved,
     scale_by,
     spread,
     sums,
     total_of_weights,
+    transposed_in_x,
     weighted_sums,
     zeros,
 )
@@ -141,8 +142,7 @@ def _sums_transpose(
     total, moment = map(ad.instantiate_zeros, cotangents[-2:])
     if ad.is_undefined_primal(where):
         back = a * line_of(moment, total, x, center, params)
-        back = total_of_weights(back, where.aval)
-        return [None, None, None, None, back, None, None]
+        return [*[None] * 4, total_of_weights(back, where.aval), None, None]
     assert ad.is_undefined_primal(a)
     scaled = cotangents[0] if multiplier is not None else None
     if is_zero(scaled):
@@ -208,21 +208,16 @@ def _expand_transpose(
     cotangents, a, multiplier, slope, offset, x, center, where, *line, gate=None,
     activation=None, **params,
 ):  # fmt: skip
-    if activation is not None:
-        raise NotImplementedError(
-            "`activation` must be None in a function that is transposed, got "
-            f"{name_of(activation)}. A linear function has none."
-        )
+    require_linear(activation)
     # <ct, multiplier a + slope (x - c) + offset>
     #   = <multiplier ct, a> + <sum(ct (x - c)), slope> + <sum(ct), offset>: `sums`.
     # A gate keeps its part here too: g multiplier ct, or the sums of g ct.
     (ct,) = cotangents
     if ad.is_undefined_primal(where):
         back = ct * line_of(slope, offset, x, center, params)
-        back = total_of_weights(back, where.aval)
-        return [*[None] * 6, back, None, None]
+        return [*[None] * 6, total_of_weights(back, where.aval), None, None]
     if multiplier is None and any(map(ad.is_undefined_primal, (x, center))):
-        return _transposed_in_x(ct, (a, slope, offset, x, center), where, params)
+        return transposed_in_x(ct, (a, slope, offset, x, center), where, params)
     wants_a = a is not None and ad.is_undefined_primal(a)
     wants = [ad.is_undefined_primal(v) for v in (slope, offset)]
     gates_a = gate is not None and gate.part == "other"
@@ -242,20 +237,6 @@ def _expand_transpose(
         v if w else None for v, w in zip((moment, total), wants, strict=True)
     )
     return [back, None, d_slope, d_offset, *[None] * 5]
-
-
-def _transposed_in_x(ct, operands, where, params):
-    # <ct, a + slope (x - c) + offset>, linear in all operands but `slope`: only the
-    # user's own `linear_transpose` asks for it, no derivative does.
-    _, slope, *_ = operands
-    seen = counted(ct, where)
-    total, _ = sums(seen, seen, jnp.zeros_like(slope), None, None, both=False, **params)
-    back = (ct, None, total, scale_by(seen, slope, params), -slope * total)
-    a, *others = (
-        part if ad.is_undefined_primal(operand) else None
-        for part, operand in zip(back, operands, strict=True)
-    )
-    return [a, None, *others, *[None] * 3]
 
 
 def _gate_jvp(primals, tangents, *, implementation, **params):

@@ -5,13 +5,16 @@ in `jaxbn.core.calculus`. The others have values that cost nothing; they are the
 their derivatives, which `by_input` and `by_output` give.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.interpreters import ad
 
-from jaxbn.backends.contract import Kernels, rows, without_nonfinite
+from jaxbn.backends.contract import Kernels, counted, rows, without_nonfinite
 from jaxbn.backends.xla import along
+from jaxbn.core.activation import name_of
 from jaxbn.core.op import Op
 
 _GATE = ("gate_slope", "gate_offset")
@@ -109,3 +112,36 @@ def _finite_jvp(primals, tangents, **params):
 # `x` with zero instead of NaN or infinity where `where` is false.
 finite = Op("finite", ("x", "where"), _finite)
 finite.define_derivatives(_finite_jvp)
+
+
+def transposed_in_x(
+    ct: Array, operands: tuple, where: Array | None, params: dict
+) -> list[Array | None]:
+    """The transpose of a + slope (x - center) + offset in all of these but `slope`.
+
+    Only a user's own `jax.linear_transpose` asks for it, no derivative does.
+
+    Args:
+        ct: the cotangent of the sum, a full array.
+        operands: a, slope, offset, x and center.
+        where: of the affine term.
+        params: the axes and the implementation.
+    """
+    _, slope, *_ = operands
+    seen = counted(ct, where)
+    total, _ = sums(seen, seen, jnp.zeros_like(slope), None, None, both=False, **params)
+    back = (ct, None, total, scale_by(seen, slope, params), -slope * total)
+    a, *others = (
+        part if ad.is_undefined_primal(operand) else None
+        for part, operand in zip(back, operands, strict=True)
+    )
+    return [a, None, *others, *[None] * 3]
+
+
+def require_linear(activation: Any) -> None:
+    """Refuses an activation in a function that is transposed."""
+    if activation is not None:
+        raise NotImplementedError(
+            "`activation` must be None in a function that is transposed, got "
+            f"{name_of(activation)}. A linear function has none."
+        )
