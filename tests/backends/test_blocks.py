@@ -3,12 +3,13 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
 import jaxbn
-from jaxbn.backends import blocks
+from jaxbn.backends import blocks, xla
 
 # Shape, type, devices; the rows of a block and the blocks, as measured on an H200.
 ON_GPU = [
@@ -83,6 +84,25 @@ def test_the_rows_of_one_gpu_are_joined_if_their_number_allows(shape, axes, want
     (cut,) = found
     assert (cut and cut.arrays[0].shape) == want
     assert cut is None or len(cut.outer) == len(cut.inner) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((4, 8, 16, 3), (3,)), ((2, 4, 8, 16, 3), (0, 4)), ((512, 3), (1,))],
+)
+def test_joined_rows_have_the_sums_of_all_rows(shape, axes):
+    with jax.enable_x64(True):
+        key = jax.random.key(0)
+        a, x = jax.random.normal(key, (2, *shape))
+        center = x.mean([i for i in range(len(shape)) if i not in axes]) + 1
+        where = jax.random.bernoulli(key, 0.7, (*shape[:-1], 1))
+        wanted = blocks.rows_on_gpu(x, axes, 1)
+        assert blocks.joined([x], axes, wanted, wanted) is not None
+        found, want = (
+            xla.kernels(platform=platform).sums(a, x, center, None, where, axes=axes)
+            for platform in ("gpu", None)
+        )
+        chex.assert_trees_all_close(found, want, rtol=1e-12)
 
 
 def test_features_that_are_not_last_are_cut_as_elsewhere():
