@@ -178,11 +178,10 @@ def joined(
         return None
     start, end = every[0], every[-1] + 1
     n = math.prod(x.shape[start:end])
-    near = range(_STEP, min(n, most, 3 * wanted // 2) + 1, _STEP)
-    fitting = [d for d in near if n % d == 0 and 3 * d >= 2 * wanted]
-    if not fitting:
+    steps = min(most, 3 * wanted // 2) // _STEP
+    each = _STEP * (_part(n // _STEP, wanted / _STEP, steps, devices=1) or 0)
+    if n % _STEP or 3 * each < 2 * wanted:
         return None
-    each = min(fitting, key=lambda d: max(d / wanted, wanted / d))
     shape = (*x.shape[:start], n // each, each, *x.shape[end:])
     return Blocks([a.reshape(shape) for a in arrays], (start,), (start + 1,))
 
@@ -208,7 +207,7 @@ def _is_known(x: Array) -> bool:
     return all(isinstance(n, int) for n in x.shape)
 
 
-def _part(n: int, wanted: int, most: int, devices: int) -> int | None:
+def _part(n: int, wanted: float, most: int, devices: int) -> int | None:
     """The divisor of `n` nearest to `wanted` of which each device has some, if any."""
     fitting = [
         each

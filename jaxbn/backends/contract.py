@@ -78,7 +78,7 @@ class Kernels(NamedTuple):
 
 
 def number_of(x: Array, over: Sequence[int]) -> Any:
-    """The number of values along axes, as a float if known: 2^31 exceed int32."""
+    """The number of values along axes, as a float if known: int32 ends at 2^31."""
     number = math.prod(x.shape[i] for i in over)
     return float(number) if isinstance(number, int) else number
 

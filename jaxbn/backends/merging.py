@@ -38,7 +38,7 @@ class Centered(NamedTuple):
     that of the feature axes.
 
     Attributes:
-        count: number of values; a Python float where shapes tell it: 2^31 pass int32.
+        count: number of values; a Python float if shapes tell it: int32 ends at 2^31.
         center: in the statistics type.
         delta: same.
         m2: sum of squared distances to the mean in units of unit^2, real.
